@@ -1,0 +1,46 @@
+/* base/exec.c: what this machine's processor can do. */
+#include "base/exec.h"
+
+#include <stdio.h>
+#include <string.h>
+
+unsigned hd_cpu_features(void)
+{
+    unsigned has = HD_CPU;
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    // GCC's and clang's checks include XGETBV: a kernel that does not save the registers counts as
+    // not having them.
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) has |= HD_AVX2;
+    if ((has & HD_AVX2) && __builtin_cpu_supports("avx512f") &&
+        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl"))
+        has |= HD_AVX512;
+    if (has & HD_AVX512) {
+        if (__builtin_cpu_supports("avx512bf16")) has |= HD_AVX512_BF16;
+        if (__builtin_cpu_supports("avx512vnni")) has |= HD_AVX512_VNNI;
+    }
+#endif
+    return has;
+}
+
+char *hd_features_text(char *text, size_t bytes, unsigned has)
+{
+    static const struct {
+        unsigned bit;
+        const char *name;
+    } names[] = {{HD_CUDA, "cuda"},
+                 {HD_AVX2, "avx2"},
+                 {HD_AVX512, "avx512"},
+                 {HD_AVX512_BF16, "avx512_bf16"},
+                 {HD_AVX512_VNNI, "avx512_vnni"},
+                 {HD_AMX_BF16, "amx_bf16"}};
+    size_t used = 0;
+    if (bytes) text[0] = 0;
+    for (size_t i = 0; i < HD_COUNT(names); i++)
+        if ((has & names[i].bit) && used < bytes)
+            used +=
+                (size_t)snprintf(text + used, bytes - used, "%s%s", used ? "+" : "", names[i].name);
+    if (bytes && !text[0]) snprintf(text, bytes, "baseline");
+    return text;
+}

@@ -1,0 +1,13 @@
+# Warnings are errors, for our own code only.
+add_library(heddle_warnings INTERFACE)
+target_compile_options(heddle_warnings INTERFACE
+    -Wall -Wextra -Wshadow -Wdouble-promotion -Wvla -Werror
+    $<$<C_COMPILER_ID:GNU>:-Wno-format-truncation> # snprintf cuts on purpose: messages and paths are bounded
+    # GCC 12 with sanitizers sees phantoms inside std::function
+    $<$<AND:$<COMPILE_LANGUAGE:CXX>,$<CXX_COMPILER_ID:GNU>>:-Wno-maybe-uninitialized>
+    $<$<COMPILE_LANGUAGE:C>:-Wstrict-prototypes -Wmissing-prototypes>
+    -ffp-contract=off -fno-math-errno) # a product and a sum stay two roundings unless the code says fma
+if(HEDDLE_SANITIZE)
+    add_compile_options(-fsanitize=${HEDDLE_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all)
+    add_link_options(-fsanitize=${HEDDLE_SANITIZE})
+endif()

@@ -1,0 +1,37 @@
+/* engine/ops/sdpa.h: the attention kernel: streaming softmax over a visit list of key tiles.
+ *
+ * out = softmax(scale * q k^T + bias, masked) v, one pass, memory linear in the tokens. Networks do
+ * not call it: they call hd_attention (engine/attention), which runs the processors and ends here.
+ */
+#ifndef HD_ENGINE_OPS_SDPA_H
+#define HD_ENGINE_OPS_SDPA_H
+
+#include "base/exec.h"
+#include "base/plan.h"
+#include "base/tensor.h"
+
+HD_BEGIN_DECLS
+
+typedef struct hd_sdpa {
+    hd_tensor q;   // [B, Lq, H, D]   f32 or bf16, any strides, last axis contiguous
+    hd_tensor k;   // [B, Lk, Hk, D]  like q; H divisible by Hk: head h reads key head h / (H / Hk)
+    hd_tensor v;   // [B, Lk, Hk, Dv] like q; Dv may differ from D
+    hd_tensor out; // [B, Lq, H, Dv]  like q
+    const int64_t *key_len; // [B] keys of each row, 1 .. Lk; NULL: all have Lk
+    float scale;            // usually D^-1/2
+    const float *row_scale; // [B, Lq] extra factor of each query's scores (temperature); NULL: 1
+    hd_tensor bias;         // none, or f32 [B or 1, H or 1, Lq or 1, Lk] added to the scaled scores
+    hd_tensor mask;         // none, or HD_BOOL [B or 1, H or 1, Lq or 1, Lk], false = not seen
+    bool causal;            // query i sees keys 0 .. i
+    hd_tensor
+        lse; // none, or f32 [B, H, Lq]: log of the sum of exp of the scores (-inf: saw no key)
+    const hd_plan *plan; // visit list; NULL: dense
+    int64_t *visited;    // out, may be NULL: key tiles visited, over rows, heads and query tiles
+} hd_sdpa;
+
+/* A query that sees no key gets 0. Scratch comes from ex->arena and is given back. A row's bytes
+ * depend on that row alone. */
+HD_CHECKED hd_status hd_sdpa_run(const hd_exec *ex, const hd_sdpa *a);
+
+HD_END_DECLS
+#endif

@@ -1,0 +1,95 @@
+/* engine/options/param.h: typed option tables: one row per field of a struct, with default, range
+ * and help.
+ *
+ * The same table fills the struct from JSON, refuses what is unknown or out of range (with file,
+ * path and a spelling hint) and prints itself as documentation. A row names a field; a macro for
+ * floats does not compile on an int. */
+#ifndef HD_ENGINE_OPTIONS_PARAM_H
+#define HD_ENGINE_OPTIONS_PARAM_H
+
+#include <stdio.h>
+
+#include "engine/options/json.h"
+
+HD_BEGIN_DECLS
+
+typedef enum hd_param_type {
+    HD_PARAM_TYPE_END = 0,
+    HD_PARAM_TYPE_FLOAT,  // float
+    HD_PARAM_TYPE_INT,    // int64_t
+    HD_PARAM_TYPE_BOOL,   // bool
+    HD_PARAM_TYPE_U64,    // uint64_t: a seed
+    HD_PARAM_TYPE_STRING, // char *, owned by the struct; NULL when not given and no default
+    HD_PARAM_TYPE_ENUM,   // an enum (int): the index into a NULL-ended list of names
+} hd_param_type;
+
+typedef struct hd_param {
+    hd_param_type type;
+    const char *name;
+    size_t offset;
+    double def, min, max;     // numbers; min == max == 0: any (then whatever the type holds)
+    const char *def_text;     // strings and enums
+    const char *const *names; // enums, NULL-ended
+    const char *help;
+    bool required;
+    bool given_flag; // true: `given_offset` is a bool of the struct set when the field was given
+    size_t given_offset;
+} hd_param;
+
+/* &((type *)0)->field has the right pointer type or the build stops. */
+#define HD_PARAM_CHECKED_(type_, field_, ctype_)                                                   \
+    (offsetof(type_, field_) + 0 * sizeof(*(1 ? &((type_ *)0)->field_ : (ctype_ *)0)))
+
+#define HD_PARAM_FLOAT(type_, field_, ...)                                                         \
+    {                                                                                              \
+        .type = HD_PARAM_TYPE_FLOAT, .name = #field_,                                              \
+        .offset = HD_PARAM_CHECKED_(type_, field_, float), __VA_ARGS__                             \
+    }
+#define HD_PARAM_INT(type_, field_, ...)                                                           \
+    {                                                                                              \
+        .type = HD_PARAM_TYPE_INT, .name = #field_,                                                \
+        .offset = HD_PARAM_CHECKED_(type_, field_, int64_t), __VA_ARGS__                           \
+    }
+#define HD_PARAM_BOOL(type_, field_, ...)                                                          \
+    {                                                                                              \
+        .type = HD_PARAM_TYPE_BOOL, .name = #field_,                                               \
+        .offset = HD_PARAM_CHECKED_(type_, field_, bool), __VA_ARGS__                              \
+    }
+#define HD_PARAM_U64(type_, field_, ...)                                                           \
+    {                                                                                              \
+        .type = HD_PARAM_TYPE_U64, .name = #field_,                                                \
+        .offset = HD_PARAM_CHECKED_(type_, field_, uint64_t), __VA_ARGS__                          \
+    }
+#define HD_PARAM_STRING(type_, field_, ...)                                                        \
+    {                                                                                              \
+        .type = HD_PARAM_TYPE_STRING, .name = #field_,                                             \
+        .offset = HD_PARAM_CHECKED_(type_, field_, char *), __VA_ARGS__                            \
+    }
+/* any enum type: its size must be that of int */
+#define HD_PARAM_ENUM(type_, field_, ...)                                                          \
+    {                                                                                              \
+        .type = HD_PARAM_TYPE_ENUM, .name = #field_, .offset = offsetof(type_, field_),            \
+        __VA_ARGS__                                                                                \
+    }
+#define HD_PARAM_END                                                                               \
+    {                                                                                              \
+        .type = HD_PARAM_TYPE_END                                                                  \
+    }
+
+/* Sets every field to its default. `into` is the struct, all of its STRING fields must be NULL or
+ * owned. */
+HD_CHECKED hd_status hd_params_default(const hd_param *table, void *into);
+/* Fields of `object` into the struct (defaults must be there already). Keys in `also` (NULL-ended,
+ * may be NULL) belong to somebody else and are skipped; any other unknown key is refused with a
+ * hint. */
+HD_CHECKED hd_status hd_params_read(const hd_param *table, void *into, const hd_json *object,
+                                    const char *const *also);
+/* One field from text, as on a command line: `what` names the option in the message ("--steps"). */
+HD_CHECKED hd_status hd_params_set(const hd_param *table, void *into, const char *name,
+                                   const char *text, const char *what);
+void hd_params_free(const hd_param *table, void *into); // the strings
+/* "tau   float  0.05 to 20, default 1   score divisor", a line per field. */
+void hd_params_print(const hd_param *table, FILE *to);
+
+HD_END_DECLS
+#endif
