@@ -124,6 +124,7 @@ size_t hd_arena_mark(const hd_arena *arena)
 void hd_arena_rewind(hd_arena *arena, size_t mark)
 {
 #ifndef NDEBUG
+    show(arena, mark, arena->used); // the gaps between two tensors are hidden
     if (arena->base && arena->used > mark) memset(arena->base + mark, 0xfb, arena->used - mark);
 #endif
     hide(arena, mark, arena->used);
