@@ -8,17 +8,9 @@
 
 #include "base/exec.h"
 #include "base/tensor.h"
+#include "kernels/norm.h"
 
 HD_BEGIN_DECLS
-
-typedef enum hd_activation {
-    HD_ACT_NONE = 0,
-    HD_ACT_SILU,
-    HD_ACT_GELU, // exact: x Phi(x), with erf
-    HD_ACT_GELU_TANH,
-    HD_ACT_QUICK_GELU, // x sigmoid(1.702 x)
-    HD_ACT_RELU,
-} hd_activation;
 
 /* x, y [B, ..., C] contiguous; statistics per row b and group of C / groups channels, over all axes
  * between. y may be x. */
@@ -29,6 +21,9 @@ HD_CHECKED hd_status hd_group_norm(const hd_exec *ex, hd_tensor y, hd_tensor x, 
 HD_CHECKED hd_status hd_group_norm_stats(const hd_exec *ex, hd_tensor scale, hd_tensor shift,
                                          hd_tensor x, const float *gamma, const float *beta,
                                          int groups, float eps);
+/* The second half over one piece of memory, for operators that do it on the way: the loop that
+ * suits the CPU `ex`. */
+hd_scale_shift *hd_scale_shift_kernel(const hd_exec *ex);
 /* x, y [..., C] contiguous; y may be x. */
 HD_CHECKED hd_status hd_layer_norm(const hd_exec *ex, hd_tensor y, hd_tensor x, const float *gamma,
                                    const float *beta, float eps);
