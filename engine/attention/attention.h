@@ -1,7 +1,8 @@
 /* engine/attention/attention.h: the one attention call of every layer of every network.
  *
- * A network projects q, k, v and calls hd_attention; the processors that the run resolved for that site edit what they
- * asked to edit; the streaming kernel of engine/ops/sdpa.h does the rest. A network never names a processor. */
+ * A network projects q, k, v and calls hd_attention; the processors that the run resolved for that
+ * site edit what they asked to edit; the streaming kernel of engine/ops/sdpa.h does the rest. A
+ * network never names a processor. */
 #ifndef HD_ENGINE_ATTENTION_ATTENTION_H
 #define HD_ENGINE_ATTENTION_ATTENTION_H
 
@@ -24,20 +25,20 @@ typedef struct hd_forward {
 typedef struct hd_attention_call {
     const hd_forward *forward; // may be NULL: plain attention
     hd_site site;
-    hd_tensor x;               // the layer's input [B, Lq, C] after its norm; none if the layer has no use for it
-    hd_tensor q;               // [B, Lq, H, D], any strides, last axis contiguous
-    hd_tensor k;               // [B, Lk, Hk, D], H divisible by Hk
-    hd_tensor v;               // [B, Lk, Hk, Dv]
-    hd_tensor out;             // [B, Lq, H, Dv]
+    hd_tensor x; // the layer's input [B, Lq, C] after its norm; none if the layer has no use for it
+    hd_tensor q; // [B, Lq, H, D], any strides, last axis contiguous
+    hd_tensor k; // [B, Lk, Hk, D], H divisible by Hk
+    hd_tensor v; // [B, Lk, Hk, Dv]
+    hd_tensor out; // [B, Lq, H, Dv]
     hd_token_layout q_layout, k_layout;
-    const int64_t *key_len;    // [B], 1 .. Lk; NULL: all have Lk
+    const int64_t *key_len; // [B], 1 .. Lk; NULL: all have Lk
     float scale;
     bool causal;
 } hd_attention_call;
 
-/* The network owns every tensor; k and v may be shared between calls and are not written. Scratch comes from ex->arena and
- * is given back. On the dry pass (ex->recording) the site is registered and its chain resolved: a processor that cannot
- * act there refuses with its JSON path. */
+/* The network owns every tensor; k and v may be shared between calls and are not written. Scratch
+ * comes from ex->arena and is given back. On the dry pass (ex->recording) the site is registered
+ * and its chain resolved: a processor that cannot act there refuses with its JSON path. */
 HD_CHECKED hd_status hd_attention(const hd_exec *ex, const hd_attention_call *call);
 
 HD_END_DECLS

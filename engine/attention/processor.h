@@ -1,11 +1,14 @@
-/* engine/attention/processor.h: what an attention processor is: one const value with its parameters and its hooks.
+/* engine/attention/processor.h: what an attention processor is: one const value with its parameters
+ * and its hooks.
  *
- * Engine fields every processor has in a preset: "use" (its name), "sites" (selectors, engine/attention/site.h), "steps"
- * [a, b] as fractions of the run, "branches" (row selectors). A hook edits what it was handed: it never projects,
- * allocates or calls attention. It must leave rows alone whose `active` flag is false.
+ * Engine fields every processor has in a preset: "use" (its name), "sites" (selectors,
+ * engine/attention/site.h), "steps" [a, b] as fractions of the run, "branches" (row selectors). A
+ * hook edits what it was handed: it never projects, allocates or calls attention. It must leave
+ * rows alone whose `active` flag is false.
  *
- * Order in a call: for each processor in preset order its "before" passes, then its tokens hook; then all logits hooks; the
- * kernel; then for each processor its "after" passes and its output hook. */
+ * Order in a call: for each processor in preset order its "before" passes, then its tokens hook;
+ * then all logits hooks; the kernel; then for each processor its "after" passes and its output
+ * hook. */
 #ifndef HD_ENGINE_ATTENTION_PROCESSOR_H
 #define HD_ENGINE_ATTENTION_PROCESSOR_H
 
@@ -28,8 +31,8 @@ typedef enum hd_pass_when {
     HD_PASS_AFTER,  // its result is there in the output hook
 } hd_pass_when;
 
-/* An attention of the processor's own beside the call's. The `pass` hook points q, k, v at tensors of the call or at its
- * scratch; the engine runs it into `out`. */
+/* An attention of the processor's own beside the call's. The `pass` hook points q, k, v at tensors
+ * of the call or at its scratch; the engine runs it into `out`. */
 typedef struct hd_pass {
     hd_pass_when when;
     int64_t query_len, key_len; // tokens; 0: the call's
@@ -56,11 +59,13 @@ typedef struct hd_hook_ctx {
     const hd_attention_call *call;
     const bool *active; // [B]: the rows the preset's "branches" selects
     void *scratch;
-    void *const *state; // [B]: the row's own state, shared by rows of the same picture, branch and role over the steps
+    void *const *state; // [B]: the row's own state, shared by rows of the same picture, branch and
+                        // role over the steps
     hd_pass *pass;      // those asked for in prepare, in that order
 } hd_hook_ctx;
 
-/* What a tokens hook may change. Tensors named in the class's `edits` are private copies in the call's type. */
+/* What a tokens hook may change. Tensors named in the class's `edits` are private copies in the
+ * call's type. */
 typedef struct hd_tokens {
     hd_tensor q, k, v;
 } hd_tokens;
@@ -84,8 +89,8 @@ typedef struct hd_processor_class {
     const hd_param *params;
     size_t params_size;
     unsigned edits;
-    hd_status (*check)(const void *params);      // beyond single ranges; may be NULL
-    hd_status (*prepare)(hd_prepare_ctx *ctx);   // may be NULL
+    hd_status (*check)(const void *params);    // beyond single ranges; may be NULL
+    hd_status (*prepare)(hd_prepare_ctx *ctx); // may be NULL
     hd_status (*pass)(const hd_hook_ctx *ctx, int index, hd_pass *pass);
     hd_status (*tokens)(const hd_hook_ctx *ctx, hd_tokens *tokens);
     hd_status (*logits)(const hd_hook_ctx *ctx, hd_logits *logits);
@@ -98,8 +103,8 @@ typedef struct hd_processor_list {
 } hd_processor_list;
 
 /* Multiplies the scores of the active rows' query tokens of `kind` by `factor`. */
-HD_CHECKED hd_status hd_logits_scale_rows(hd_logits *logits, const hd_token_layout *layout, hd_token_kind kind,
-                                          float factor);
+HD_CHECKED hd_status hd_logits_scale_rows(hd_logits *logits, const hd_token_layout *layout,
+                                          hd_token_kind kind, float factor);
 
 HD_END_DECLS
 #endif

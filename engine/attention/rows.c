@@ -28,7 +28,8 @@ static bool is_branch(const char *word, size_t length)
         if (length == n) return true; // "target" alone: every target
         if (!branches[i].numbered || word[n] != '.' || length == n + 1) continue;
         bool digits = true;
-        for (size_t j = n + 1; j < length; j++) digits = digits && isdigit((unsigned char)word[j]);
+        for (size_t j = n + 1; j < length; j++)
+            digits = digits && isdigit((unsigned char)word[j]);
         if (digits) return true;
     }
     return false;
@@ -46,8 +47,10 @@ bool hd_row_matches(const char *selector, const hd_row *row)
     if (strcmp(selector, "*") == 0) return true;
     const char *slash = strchr(selector, '/');
     if (slash)
-        return branch_matches(selector, (size_t)(slash - selector), row->branch) && strcmp(slash + 1, row->role) == 0;
-    if (is_role(selector)) return strcmp(row->branch, "main") == 0 && strcmp(selector, row->role) == 0;
+        return branch_matches(selector, (size_t)(slash - selector), row->branch) &&
+               strcmp(slash + 1, row->role) == 0;
+    if (is_role(selector))
+        return strcmp(row->branch, "main") == 0 && strcmp(selector, row->role) == 0;
     return branch_matches(selector, strlen(selector), row->branch);
 }
 
@@ -59,7 +62,8 @@ hd_status hd_row_selector_check(const char *selector)
                       : is_role(selector) || is_branch(selector, strlen(selector));
     if (good) return HD_OK;
     return hd_fail(HD_ERR_ARGUMENT,
-                   "\"%s\" names no row; a row is a role (cond, uncond, perturbed, noref), a branch (main, source, "
+                   "\"%s\" names no row; a row is a role (cond, uncond, perturbed, noref), a "
+                   "branch (main, source, "
                    "target.N, reference.N, style, content, view.N), branch/role, or \"*\"",
                    selector);
 }
@@ -67,7 +71,8 @@ hd_status hd_row_selector_check(const char *selector)
 hd_token_layout hd_layout_grid(int64_t frames, int64_t height, int64_t width)
 {
     hd_token_layout layout = {.segments = 1};
-    layout.segment[0] = (hd_token_segment){HD_TOKENS_GRID, 0, frames * height * width, frames, height, width};
+    layout.segment[0] =
+        (hd_token_segment){HD_TOKENS_GRID, 0, frames * height * width, frames, height, width};
     return layout;
 }
 

@@ -1,7 +1,9 @@
-/* engine/attention/rows.h: who the rows of a batch are, what their tokens mean, and which step it is.
+/* engine/attention/rows.h: who the rows of a batch are, what their tokens mean, and which step it
+ * is.
  *
- * Each row is "branch/role". Branches: main, source, target.k, reference.k, style, content, view.i; roles: cond, uncond,
- * perturbed, noref. A pipeline names the rows; a processor addresses them by name, never by index. */
+ * Each row is "branch/role". Branches: main, source, target.k, reference.k, style, content, view.i;
+ * roles: cond, uncond, perturbed, noref. A pipeline names the rows; a processor addresses them by
+ * name, never by index. */
 #ifndef HD_ENGINE_ATTENTION_ROWS_H
 #define HD_ENGINE_ATTENTION_ROWS_H
 
@@ -25,15 +27,15 @@ typedef struct hd_rows {
     const hd_row *row; // borrowed
 } hd_rows;
 
-/* Does `selector` name the row? "cond" is main's row of that role; "source" every role of that branch; "source/uncond" one
- * row; "*" all. */
+/* Does `selector` name the row? "cond" is main's row of that role; "source" every role of that
+ * branch; "source/uncond" one row; "*" all. */
 bool hd_row_matches(const char *selector, const hd_row *row);
 /* HD_ERR_ARGUMENT unless `selector` has one of the forms above. */
 HD_CHECKED hd_status hd_row_selector_check(const char *selector);
 
 typedef enum hd_token_kind {
     HD_TOKENS_ALL,
-    HD_TOKENS_GRID,      // the picture's or video's own tokens
+    HD_TOKENS_GRID, // the picture's or video's own tokens
     HD_TOKENS_TEXT,
     HD_TOKENS_REFERENCE, // appended by a processor
     HD_TOKENS_PADDING,
@@ -44,7 +46,8 @@ extern const char *const hd_token_kinds[]; // by hd_token_kind, NULL-ended
 typedef struct hd_token_segment {
     hd_token_kind kind;
     int64_t start, count;
-    int64_t frames, height, width; // of a grid: count = frames * height * width, last axis fastest; else 0
+    int64_t frames, height,
+        width; // of a grid: count = frames * height * width, last axis fastest; else 0
 } hd_token_segment;
 
 #define HD_MAX_SEGMENTS 8

@@ -23,7 +23,8 @@ static hd_status parse_condition(hd_site_selector *s, const char *text, const ch
     int field = name_index(fields, word, length);
     if (field < 0 || !word[length])
         return hd_fail(HD_ERR_ARGUMENT,
-                       "site \"%s\": \"%s\" is no path, no kind (self, cross, temporal, joint) and no condition on "
+                       "site \"%s\": \"%s\" is no path, no kind (self, cross, temporal, joint) and "
+                       "no condition on "
                        "factor, tokens or heads",
                        text, word);
     const char *op = word + length;
@@ -33,10 +34,12 @@ static hd_status parse_condition(hd_site_selector *s, const char *text, const ch
     char *end;
     long long value = strtoll(number, &end, 10);
     if (end == number || *end || (code == '!' && !equal))
-        return hd_fail(HD_ERR_ARGUMENT, "site \"%s\": \"%s\" must end in <=, >=, <, >, == or != and a whole number", text,
-                       word);
+        return hd_fail(HD_ERR_ARGUMENT,
+                       "site \"%s\": \"%s\" must end in <=, >=, <, >, == or != and a whole number",
+                       text, word);
     if (s->conditions == (int)HD_COUNT(s->condition))
-        return hd_fail(HD_ERR_ARGUMENT, "site \"%s\" has more than %d conditions", text, s->conditions);
+        return hd_fail(HD_ERR_ARGUMENT, "site \"%s\" has more than %d conditions", text,
+                       s->conditions);
     s->condition[s->conditions].field = fields[field][0];
     s->condition[s->conditions].op = code;
     s->condition[s->conditions].value = value;
@@ -55,7 +58,8 @@ hd_status hd_site_selector_parse(hd_site_selector *out, const char *text)
     hd_site_selector s = {.path = "**"};
     char copy[160];
     if (strlen(text) >= sizeof copy)
-        return hd_fail(HD_ERR_ARGUMENT, "site \"%.40s...\" is longer than %zu characters", text, sizeof copy - 1);
+        return hd_fail(HD_ERR_ARGUMENT, "site \"%.40s...\" is longer than %zu characters", text,
+                       sizeof copy - 1);
     strcpy(copy, text);
     char *word, *rest = copy;
     bool path_given = false, anything = false;
@@ -65,7 +69,8 @@ hd_status hd_site_selector_parse(hd_site_selector *out, const char *text)
         if (colon && !s.network_given && !path_given) {
             int network = name_index(hd_networks, word, (size_t)(colon - word));
             if (network < 0)
-                return hd_fail(HD_ERR_ARGUMENT, "site \"%s\": \"%.*s\" is no network (unet, dit, text, vae)", text,
+                return hd_fail(HD_ERR_ARGUMENT,
+                               "site \"%s\": \"%.*s\" is no network (unet, dit, text, vae)", text,
                                (int)(colon - word), word);
             s.network_given = true;
             s.network = (hd_network)network;
@@ -74,7 +79,8 @@ hd_status hd_site_selector_parse(hd_site_selector *out, const char *text)
         }
         int kind = name_index(hd_site_kinds, word, strlen(word));
         if (!path_given && is_path(word)) {
-            if (strlen(word) >= sizeof s.path) return hd_fail(HD_ERR_ARGUMENT, "site \"%s\": the path is too long", text);
+            if (strlen(word) >= sizeof s.path)
+                return hd_fail(HD_ERR_ARGUMENT, "site \"%s\": the path is too long", text);
             strcpy(s.path, word);
             path_given = true;
         } else if (kind >= 0 && !s.kind_given) {
@@ -84,7 +90,8 @@ hd_status hd_site_selector_parse(hd_site_selector *out, const char *text)
             HD_TRY(parse_condition(&s, text, word));
         }
     }
-    if (!anything) return hd_fail(HD_ERR_ARGUMENT, "a site selector is empty; \"**\" means every site");
+    if (!anything)
+        return hd_fail(HD_ERR_ARGUMENT, "a site selector is empty; \"**\" means every site");
     *out = s;
     return HD_OK;
 }
@@ -114,12 +121,18 @@ static bool path_matches(const char *pattern, const char *path)
 static bool compare(char op, int64_t a, int64_t b)
 {
     switch (op) {
-    case '<': return a < b;
-    case '>': return a > b;
-    case 'l': return a <= b;
-    case 'g': return a >= b;
-    case '!': return a != b;
-    default: return a == b;
+    case '<':
+        return a < b;
+    case '>':
+        return a > b;
+    case 'l':
+        return a <= b;
+    case 'g':
+        return a >= b;
+    case '!':
+        return a != b;
+    default:
+        return a == b;
     }
 }
 
@@ -138,6 +151,7 @@ bool hd_site_matches(const hd_site_selector *s, const hd_site *site)
 
 char *hd_site_text(char *text, size_t bytes, const hd_site *site)
 {
-    snprintf(text, bytes, "%s:%s %s", hd_networks[site->network], site->path, hd_site_kinds[site->kind]);
+    snprintf(text, bytes, "%s:%s %s", hd_networks[site->network], site->path,
+             hd_site_kinds[site->kind]);
     return text;
 }

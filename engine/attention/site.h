@@ -1,10 +1,11 @@
-/* engine/attention/site.h: where in a network an attention call is, and the selectors that name such places.
+/* engine/attention/site.h: where in a network an attention call is, and the selectors that name
+ * such places.
  *
- * A path is "down.1.attn.0", "mid.attn.0", "up.2.attn.1" (with ".D" behind it in a transformer of several blocks) or
- * "block.17". A selector is
- *     [unet:|dit:|text:|vae:] [path] [kind] [condition ...]
- * e.g. "up.*.attn.* self factor<=2", "block.** joint", "cross tokens>=1024". In a path * is one component and ** the
- * rest; a path without the transformer's depth means every depth. Without a prefix a selector means the denoiser. */
+ * A path is "down.1.attn.0", "mid.attn.0", "up.2.attn.1" (with ".D" behind it in a transformer of
+ * several blocks) or "block.17". A selector is [unet:|dit:|text:|vae:] [path] [kind] [condition
+ * ...] e.g. "up.*.attn.* self factor<=2", "block.** joint", "cross tokens>=1024". In a path * is
+ * one component and ** the rest; a path without the transformer's depth means every depth. Without
+ * a prefix a selector means the denoiser. */
 #ifndef HD_ENGINE_ATTENTION_SITE_H
 #define HD_ENGINE_ATTENTION_SITE_H
 

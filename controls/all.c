@@ -1,0 +1,8 @@
+/* controls/all.c: the list of control processors: a new one is a file of its own and a row here. */
+#include "controls/all.h"
+
+static const hd_processor_class *const controls[] = {
+    &hd_temperature,
+};
+
+const hd_processor_list hd_all_controls = {HD_COUNT(controls), controls};

@@ -1,0 +1,14 @@
+/* controls/all.h: the control processors that exist. */
+#ifndef HD_CONTROLS_ALL_H
+#define HD_CONTROLS_ALL_H
+
+#include "engine/attention/processor.h"
+
+HD_BEGIN_DECLS
+
+extern const hd_processor_class hd_temperature; // controls/temperature.c
+
+extern const hd_processor_list hd_all_controls;
+
+HD_END_DECLS
+#endif
