@@ -1,0 +1,85 @@
+/* pipelines/preset.c: the table of a run's fields. */
+#include "pipelines/preset.h"
+
+#include <string.h>
+
+const char *const hd_precision_names[] = {"auto", "f32", "bf16", NULL};
+static const char *const rng_names[] = {"cpu", "cuda", NULL};
+
+#define SIZE_MAX_PX 16384
+
+const hd_param hd_preset_params[] = {
+    HD_PARAM_STRING(hd_preset, model, .required = true,
+                    .help = "model folder in diffusers' layout"),
+    HD_PARAM_STRING(hd_preset, prompt, .def_text = "", .help = "what the picture shows"),
+    HD_PARAM_STRING(hd_preset, negative, .def_text = "", .help = "what it should not show"),
+    HD_PARAM_STRING(hd_preset, output, .help = "PNG to write; a batch numbers them"),
+    HD_PARAM_U64(hd_preset, seed, .given_flag = true,
+                 .given_offset = offsetof(hd_preset, seed_given),
+                 .help = "picture i of a batch has seed + i; random when not given"),
+    HD_PARAM_INT(hd_preset, batch, .def = 1, .min = 1, .max = 4096, .help = "number of pictures"),
+    HD_PARAM_INT(hd_preset, width, .def = 0, .min = 0, .max = SIZE_MAX_PX,
+                 .help = "pixels; 0: the model's own"),
+    HD_PARAM_INT(hd_preset, height, .def = 0, .min = 0, .max = SIZE_MAX_PX,
+                 .help = "pixels; 0: the model's own"),
+    HD_PARAM_INT(hd_preset, steps, .def = 25, .min = 1, .max = 1000, .help = "sampler steps"),
+    HD_PARAM_STRING(hd_preset, sampler, .help = "sampler; the model's own when not given"),
+    HD_PARAM_FLOAT(hd_preset, guidance, .def = 7.5, .min = 0, .max = 1000,
+                   .help = "classifier-free guidance; 1 and less: none"),
+    HD_PARAM_FLOAT(
+        hd_preset, guidance_rescale, .def = 0, .min = 0, .max = 1,
+        .help = "how much of the guided prediction is brought back to the plain one's contrast"),
+    HD_PARAM_INT(hd_preset, clip_skip, .def = 0, .min = 0, .max = 100,
+                 .help = "text encoder layers left out at its end"),
+    HD_PARAM_ENUM(hd_preset, precision, .def_text = "auto", .names = hd_precision_names,
+                  .help = "compute type; auto: what this machine is faster in"),
+    HD_PARAM_ENUM(hd_preset, rng, .def_text = "cpu", .names = rng_names,
+                  .help = "which of PyTorch's noise streams a seed means"),
+    HD_PARAM_STRING(hd_preset, init_image, .help = "PNG to start from"),
+    HD_PARAM_FLOAT(hd_preset, strength, .def = 0.8, .min = 0, .max = 1,
+                   .help = "how much of init_image is redrawn"),
+    HD_PARAM_STRING(hd_preset, latents_in, .help = "safetensors file with the noise to start from"),
+    HD_PARAM_STRING(hd_preset, latents_out, .help = "safetensors file for the last latents"),
+    HD_PARAM_STRING(hd_preset, preview, .help = "PNG to show the picture in the making"),
+    HD_PARAM_INT(hd_preset, preview_every, .def = 1, .min = 1, .max = 1000,
+                 .help = "steps between previews"),
+    HD_PARAM_INT(hd_preset, threads, .def = 0, .min = 0, .max = 1024,
+                 .help = "threads; 0: what the machine offers"),
+    HD_PARAM_BOOL(hd_preset, vae_tiling, .def = 0,
+                  .help = "decode in overlapping tiles: less memory"),
+    HD_PARAM_STRING(hd_preset, description, .help = "for people; not used"),
+    HD_PARAM_STRING(hd_preset, version, .help = "of the program that made the picture"),
+    HD_PARAM_STRING(hd_preset, model_hash, .help = "of the model that made the picture"),
+    HD_PARAM_STRING(hd_preset, init_image_hash, .help = "of the picture it started from"),
+    HD_PARAM_END,
+};
+
+static hd_status check_together(const hd_preset *p, const hd_json *root)
+{
+    if (p->init_image && p->latents_in)
+        return hd_json_fail(root, HD_ERR_ARGUMENT,
+                            "has both init_image and latents_in; a run starts from one of them");
+    if (p->batch > 1 && (p->latents_in || p->latents_out))
+        return hd_json_fail(
+            hd_json_get(root, "batch"), HD_ERR_ARGUMENT,
+            "is %lld; latents_in and latents_out are for a single picture (batch 1)",
+            (long long)p->batch);
+    return HD_OK;
+}
+
+hd_status hd_preset_from_json(hd_preset *out, const hd_json *root)
+{
+    static const char *const also[] = {"processors", "$schema", NULL};
+    memset(out, 0, sizeof *out);
+    HD_TRY(hd_json_expect(root, HD_JSON_OBJECT));
+    HD_TRY(hd_params_default(hd_preset_params, out));
+    HD_TRY(hd_params_read(hd_preset_params, out, root, also));
+    out->processors = hd_json_get(root, "processors");
+    if (out->processors) HD_TRY(hd_json_expect(out->processors, HD_JSON_ARRAY));
+    return check_together(out, root);
+}
+
+void hd_preset_free(hd_preset *preset)
+{
+    hd_params_free(hd_preset_params, preset);
+}
