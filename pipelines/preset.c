@@ -59,11 +59,6 @@ static hd_status check_together(const hd_preset *p, const hd_json *root)
     if (p->init_image && p->latents_in)
         return hd_json_fail(root, HD_ERR_ARGUMENT,
                             "has both init_image and latents_in; a run starts from one of them");
-    if (p->batch > 1 && (p->latents_in || p->latents_out))
-        return hd_json_fail(
-            hd_json_get(root, "batch"), HD_ERR_ARGUMENT,
-            "is %lld; latents_in and latents_out are for a single picture (batch 1)",
-            (long long)p->batch);
     return HD_OK;
 }
 
