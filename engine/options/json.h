@@ -25,10 +25,12 @@ typedef enum hd_json_type {
     HD_JSON_OBJECT,
 } hd_json_type;
 
-/* `name` is what messages call the text (a file name). The caller owns *out; hd_json_free(NULL)
- * does nothing. */
+/* `name` is what messages call the text (a file name). Text that is not strict JSON is
+ * HD_ERR_FORMAT with its line and column (json_scan.h says what is refused beyond the grammar). The
+ * caller owns *out; hd_json_free(NULL) does nothing. */
 HD_CHECKED hd_status hd_json_parse(hd_json_doc **out, const char *name, const char *text,
                                    size_t bytes);
+/* A file, or a pipe; at most 64 MiB. */
 HD_CHECKED hd_status hd_json_read(hd_json_doc **out, const char *path);
 void hd_json_free(hd_json_doc *doc);
 const hd_json *hd_json_root(const hd_json_doc *doc);
@@ -45,7 +47,11 @@ const hd_json *hd_json_at(const hd_json *node,
 /* Its path from the root ("processors[1].tau"; "" for the root) into text; returns text. */
 char *hd_json_path(const hd_json *node, char *text, size_t bytes);
 
+/* What messages call its value ("40", "\"fast\"", "an array") into text; returns text. */
+char *hd_json_describe(const hd_json *node, char *text, size_t bytes);
+
 /* Typed reads: HD_ERR_ARGUMENT with file, path, what was found and what is allowed. */
+/* Whole numbers may be written 1000, 1000.0 or 1e3; without . and e they are exact. */
 HD_CHECKED hd_status hd_json_to_int(const hd_json *node, int64_t min, int64_t max, int64_t *out);
 HD_CHECKED hd_status hd_json_to_u64(const hd_json *node, uint64_t *out);
 HD_CHECKED hd_status hd_json_to_double(const hd_json *node, double min, double max, double *out);

@@ -27,7 +27,8 @@ typedef struct hd_param {
     hd_param_type type;
     const char *name;
     size_t offset;
-    double def, min, max;     // numbers; min == max == 0: any (then whatever the type holds)
+    double def, min, max;     // numbers; min == max == 0: any (then whatever the type holds);
+                              // -INFINITY, INFINITY: no bound on that side
     const char *def_text;     // strings and enums
     const char *const *names; // enums, NULL-ended
     const char *help;
@@ -81,10 +82,12 @@ typedef struct hd_param {
 HD_CHECKED hd_status hd_params_default(const hd_param *table, void *into);
 /* Fields of `object` into the struct (defaults must be there already). Keys in `also` (NULL-ended,
  * may be NULL) belong to somebody else and are skipped; any other unknown key is refused with a
- * hint. */
+ * hint. What the object calls itself ("use") is part of that message. After a failure some fields
+ * may be set; hd_params_free is needed as ever. */
 HD_CHECKED hd_status hd_params_read(const hd_param *table, void *into, const hd_json *object,
                                     const char *const *also);
-/* One field from text, as on a command line: `what` names the option in the message ("--steps"). */
+/* One field from text, as on a command line: `what` names the option in the message ("--steps").
+ * Switches take true, false, on, off, yes, no, 1, 0. */
 HD_CHECKED hd_status hd_params_set(const hd_param *table, void *into, const char *name,
                                    const char *text, const char *what);
 void hd_params_free(const hd_param *table, void *into); // the strings
