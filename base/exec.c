@@ -44,3 +44,9 @@ char *hd_features_text(char *text, size_t bytes, unsigned has)
     if (bytes && !text[0]) snprintf(text, bytes, "baseline");
     return text;
 }
+
+hd_status hd_exec_check(const hd_exec *ex)
+{
+    if (!ex->cancelled || !ex->cancelled(ex->cancelled_arg)) return HD_OK;
+    return hd_fail(HD_ERR_CANCELLED, "stopped");
+}

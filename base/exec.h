@@ -46,5 +46,8 @@ static inline bool hd_exec_has(const hd_exec *ex, unsigned needs)
     return (ex->has & needs) == needs;
 }
 
+/* HD_ERR_CANCELLED once the caller wants to stop. The long operators begin with it. */
+HD_CHECKED hd_status hd_exec_check(const hd_exec *ex);
+
 HD_END_DECLS
 #endif

@@ -182,6 +182,7 @@ hd_status hd_attention(const hd_exec *ex, const hd_attention_call *call)
 {
     const hd_forward *forward = call->forward;
     run_site *site = NULL;
+    HD_TRY(hd_exec_check(ex));
     if (forward && forward->run && forward->rows.count > 0) {
         HD_ENSURE(call->q.rank == 4 && forward->rows.count == call->q.dim[0] &&
                   forward->rows.count <= HD_MAX_ROWS);
