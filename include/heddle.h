@@ -1,15 +1,17 @@
 /* heddle.h: the public C API of Heddle, a diffusion engine.
  *
- * A program makes a context, hands it runs as JSON text and gets pictures in memory:
+ * A program makes a context, hands it runs as JSON text and gets pictures in memory. With
+ * preset_json = {"model": "models/starter-image", "prompt": "a red fish"}:
  *
  *     hd_context *context = NULL;
  *     hd_result *result = NULL;
  *     hd_status status = hd_context_create(&context, NULL);
  *     if (status == HD_OK)
- *         status = hd_context_run(context, "{\"model\": \"models/starter-image\", \"prompt\": \"a
- * red fish\"}", "my program", NULL, &result); if (status == HD_OK) status =
- * hd_result_write_png(result, 0, "fish.png"); if (status != HD_OK) fprintf(stderr, "%s\n",
- * hd_message()); hd_result_free(result); hd_context_free(context);
+ *         status = hd_context_run(context, preset_json, "my program", NULL, &result);
+ *     if (status == HD_OK) status = hd_result_write_png(result, 0, "fish.png");
+ *     if (status != HD_OK) fprintf(stderr, "%s\n", hd_message());
+ *     hd_result_free(result);
+ *     hd_context_free(context);
  *
  * The fields of a run are described by presets/schema.json. Strings are UTF-8 and end in 0. Nothing
  * here prints, aborts or installs a signal handler. A context is used by one thread at a time; two
@@ -136,8 +138,8 @@ typedef struct hd_picture {
     int width, height;
     const uint8_t *rgb;     // [height, width, 3], rows top to bottom
     uint64_t seed;          // seed of the run + index
-    const char *metadata;   // JSON that repeats this picture alone; the PNG's iTXt "heddle"
-    const char *parameters; // the same for people, as AUTOMATIC1111 writes it; iTXt "parameters"
+    const char *metadata;   // JSON that repeats this picture alone; the PNG's text "heddle"
+    const char *parameters; // the same for people, as AUTOMATIC1111 writes it; text "parameters"
     const char *path;       // where it was written; NULL when the run names no output
 } hd_picture;
 

@@ -135,7 +135,7 @@ static void write_number(hd_json_writer *w, const char *key, const hd_json *node
         hd_json_write_u64(w, key, whole);
     else if (hd_json_to_int(node, INT64_MIN, -1, &negative) == HD_OK)
         hd_json_write_int(w, key, negative);
-    else if (hd_json_to_double(node, -INFINITY, INFINITY, &value) == HD_OK)
+    else if (hd_json_to_double(node, -HUGE_VAL, HUGE_VAL, &value) == HD_OK)
         hd_json_write_double(w, key, value);
     else
         w->failed = true;
