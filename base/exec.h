@@ -33,6 +33,8 @@ typedef struct hd_exec {
     hd_pool *pool;          // borrowed; NULL: the calling thread alone
     struct hd_arena *arena; // borrowed; scratch of operators and activations of networks
     bool recording; // the dry pass: check shapes, take memory, prepare primitives, touch no data
+    bool (*cancelled)(void *arg); // asked by hd_exec_check; NULL: never
+    void *cancelled_arg;
 } hd_exec;
 
 /* What this machine has: HD_CPU and instruction sets (checked with the operating system's support).
