@@ -1,6 +1,9 @@
 /* base/dtype.c: sizes, names and conversions of element types. */
 #include "base/dtype.h"
 
+#include "base/dtype_loops.h"
+#include "base/exec.h"
+
 static const struct {
     size_t size;
     const char *name;
@@ -29,7 +32,8 @@ float hd_f16_to_f32(hd_f16 h)
     uint32_t u;
     float f;
     if (exponent == 0x1f) {
-        u = sign | 0x7f800000u | (mantissa << 13);
+        // NaN becomes quiet, as processors do it
+        u = sign | 0x7f800000u | (mantissa ? 0x400000u : 0u) | (mantissa << 13);
     } else if (exponent) {
         u = sign | ((exponent + 112) << 23) | (mantissa << 13);
     } else {
@@ -47,7 +51,7 @@ hd_f16 hd_f16_from_f32(float f)
     memcpy(&u, &f, sizeof u);
     uint32_t sign = (u >> 16) & 0x8000u;
     u &= 0x7fffffffu;
-    if (u > 0x7f800000u) return (hd_f16)(sign | 0x7e00u);
+    if (u > 0x7f800000u) return (hd_f16)(sign | 0x7e00u | ((u >> 13) & 0x3ffu));
     if (u >= 0x477ff000u) return (hd_f16)(sign | 0x7c00u); // rounds past the largest half
     if (u < 0x38800000u) {
         // subnormal result: adding 0.5 lets the float adder do the rounding at 2^-24
@@ -61,20 +65,47 @@ hd_f16 hd_f16_from_f32(float f)
     return (hd_f16)(sign | ((u - 0x38000000u) >> 13));
 }
 
+static void widen(float *out, const uint16_t *in, hd_dtype dtype, int64_t count)
+{
+    for (int64_t i = 0; i < count; i++)
+        out[i] = dtype == HD_BF16 ? hd_bf16_to_f32(in[i]) : hd_f16_to_f32(in[i]);
+}
+
+static void narrow(uint16_t *out, hd_dtype dtype, const float *in, int64_t count)
+{
+    for (int64_t i = 0; i < count; i++)
+        out[i] = dtype == HD_BF16 ? hd_bf16_from_f32(in[i]) : hd_f16_from_f32(in[i]);
+}
+
+const hd_dtype_loops hd_dtype_plain = {HD_CPU, widen, narrow};
+
+static const hd_dtype_loops *best_loops(void)
+{
+    static const hd_dtype_loops *const sets[] = {
+#if HD_WITH_AVX512
+        &hd_dtype_avx512,
+#endif
+#if HD_WITH_AVX2
+        &hd_dtype_avx2,
+#endif
+        &hd_dtype_plain,
+    };
+    unsigned has = hd_cpu_features();
+    size_t i = 0;
+    while ((has & sets[i]->needs) != sets[i]->needs)
+        i++; // ends at the plain set, which needs nothing
+    return sets[i];
+}
+
 hd_status hd_convert_to_f32(float *out, const void *in, hd_dtype dtype, int64_t count)
 {
-    const uint16_t *half = in;
     switch (dtype) {
     case HD_F32:
-        memcpy(out, in, (size_t)count * sizeof *out);
+        if (count > 0) memcpy(out, in, (size_t)count * sizeof *out);
         return HD_OK;
     case HD_BF16:
-        for (int64_t i = 0; i < count; i++)
-            out[i] = hd_bf16_to_f32(half[i]);
-        return HD_OK;
     case HD_F16:
-        for (int64_t i = 0; i < count; i++)
-            out[i] = hd_f16_to_f32(half[i]);
+        best_loops()->widen(out, in, dtype, count);
         return HD_OK;
     case HD_F64:
         for (int64_t i = 0; i < count; i++)
@@ -86,8 +117,22 @@ hd_status hd_convert_to_f32(float *out, const void *in, hd_dtype dtype, int64_t 
     }
 }
 
+hd_status hd_convert_from_f32(void *out, hd_dtype dtype, const float *in, int64_t count)
+{
+    switch (dtype) {
+    case HD_F32:
+        if (count > 0) memcpy(out, in, (size_t)count * sizeof *in);
+        return HD_OK;
+    case HD_BF16:
+    case HD_F16:
+        best_loops()->narrow(out, dtype, in, count);
+        return HD_OK;
+    default:
+        return hd_fail(HD_ERR_UNSUPPORTED, "convert: f32 does not become %s", hd_dtype_name(dtype));
+    }
+}
+
 void hd_convert_f32_to_bf16(hd_bf16 *out, const float *in, int64_t count)
 {
-    for (int64_t i = 0; i < count; i++)
-        out[i] = hd_bf16_from_f32(in[i]);
+    best_loops()->narrow(out, HD_BF16, in, count);
 }

@@ -53,9 +53,10 @@ static inline hd_bf16 hd_bf16_from_f32(float f)
 float hd_f16_to_f32(hd_f16 h);
 hd_f16 hd_f16_from_f32(float f);
 
-/* count elements of any of f32, bf16, f16, f64 to f32, and f32 to bf16: vectorised where the
- * machine can. The ranges must not overlap. */
+/* count elements of any of f32, bf16, f16, f64 to f32, and f32 to f32, bf16 or f16 (nearest even):
+ * vectorised where the machine can, the same bits everywhere. The ranges must not overlap. */
 HD_CHECKED hd_status hd_convert_to_f32(float *out, const void *in, hd_dtype dtype, int64_t count);
+HD_CHECKED hd_status hd_convert_from_f32(void *out, hd_dtype dtype, const float *in, int64_t count);
 void hd_convert_f32_to_bf16(hd_bf16 *out, const float *in, int64_t count);
 
 HD_END_DECLS

@@ -9,10 +9,10 @@
 #include <string.h>
 
 #include "engine/arena.h"
+#include "engine/ops/spans.h"
 #include "kernels/norm.h"
 
-#define PIECE_ELEMENTS 32768 // of one item of work: some tens of microseconds
-#define PIECES_MAX     64    // of a row whose sums are kept: bounds the scratch
+#define PIECES_MAX 64 // of a row whose sums are kept: bounds the scratch
 
 static const hd_norm_kernels *norm_kernels(const hd_exec *ex)
 {
@@ -85,7 +85,7 @@ static group_work group_work_of(const hd_norm_kernels *kernels, hd_tensor y, hd_
     w.channels = x.dim[x.rank - 1];
     for (int i = 1; i < x.rank - 1; i++)
         w.pixels *= x.dim[i];
-    int64_t pieces = min64(pieces_of(w.pixels * w.channels, PIECE_ELEMENTS), pieces_max);
+    int64_t pieces = min64(pieces_of(w.pixels * w.channels, HD_SPAN_ELEMENTS), pieces_max);
     if (pieces > 0) w.piece = pieces_of(w.pixels, pieces);
     w.pieces = pieces_of(w.pixels, w.piece);
     return w;
@@ -204,15 +204,13 @@ typedef struct row_work {
     hd_tensor x, y;
     const float *gamma, *beta;
     float eps;
-    int64_t rows, channels, piece;
+    int64_t channels;
     bool centred; // layer norm; else RMS norm
 } row_work;
 
-static hd_status row_piece(void *arg, int64_t item, int thread)
+static hd_status row_piece(const void *arg, int64_t from, int64_t rows)
 {
     const row_work *w = arg;
-    (void)thread;
-    int64_t from = item * w->piece, rows = min64(w->piece, w->rows - from);
     int64_t offset = from * w->channels * (int64_t)hd_dtype_size(w->x.dtype);
     const void *x = (const char *)w->x.data + offset;
     void *y = (char *)w->y.data + offset;
@@ -227,9 +225,7 @@ static hd_status norm_rows(const hd_exec *ex, row_work w)
 {
     if (ex->recording) return HD_OK;
     w.channels = w.x.dim[w.x.rank - 1];
-    w.rows = hd_tensor_count(w.x) / w.channels;
-    w.piece = pieces_of(PIECE_ELEMENTS, w.channels);
-    return hd_parallel_for(ex->pool, pieces_of(w.rows, w.piece), row_piece, &w);
+    return hd_for_spans(ex, hd_tensor_count(w.x) / w.channels, w.channels, row_piece, &w);
 }
 
 hd_status hd_layer_norm(const hd_exec *ex, hd_tensor y, hd_tensor x, const float *gamma,

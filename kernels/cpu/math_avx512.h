@@ -1,5 +1,5 @@
-/* kernels/cpu/math_avx512.h: sixteen numbers at a time: loads and stores of f32 and bf16, and the
- * exponential, the logistic function and the normal distribution to a few ulp.
+/* kernels/cpu/math_avx512.h: sixteen numbers at a time: the exponential, the logistic function
+ * and the normal distribution to a few ulp.
  *
  * For *_avx512.c files only. A lane's result depends on that lane alone, so a masked tail computes
  * what a full vector computes. The coefficients are our own minimax fits (relative error, by
@@ -7,48 +7,8 @@
 #ifndef HD_KERNELS_CPU_MATH_AVX512_H
 #define HD_KERNELS_CPU_MATH_AVX512_H
 
-#include <immintrin.h>
-
-#include "base/dtype.h"
+#include "base/dtype_avx512.h"
 #include "kernels/activation.h"
-
-#define V16_INLINE static inline __attribute__((always_inline))
-#define V16_ALL    ((__mmask16)0xffff)
-
-/* The mask of a vector that starts `left` elements before the end. */
-V16_INLINE __mmask16 v16_mask(int64_t left)
-{
-    return left >= 16 ? V16_ALL : (__mmask16)((1u << left) - 1u);
-}
-
-/* Elements i .. i + 15 of x as f32; lanes outside the mask are 0 and not read. */
-V16_INLINE __m512 v16_load(const void *x, hd_dtype dtype, int64_t i, __mmask16 mask)
-{
-    if (dtype != HD_BF16) return _mm512_maskz_loadu_ps(mask, (const float *)x + i);
-    __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, (const hd_bf16 *)x + i));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
-}
-
-/* To the nearest bf16, ties to even, as hd_bf16_from_f32. */
-V16_INLINE __m256i v16_to_bf16(__m512 v)
-{
-    __m512i u = _mm512_castps_si512(v);
-    __m512i high = _mm512_srli_epi32(u, 16);
-    __m512i odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
-    __m512i rounded = _mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-    __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
-    __m512i bits = _mm512_mask_or_epi32(_mm512_srli_epi32(rounded, 16), nan, high,
-                                        _mm512_set1_epi32(0x40)); // quiet, whatever was cut off
-    return _mm512_cvtepi32_epi16(bits);
-}
-
-V16_INLINE void v16_store(void *y, hd_dtype dtype, int64_t i, __mmask16 mask, __m512 v)
-{
-    if (dtype == HD_BF16)
-        _mm256_mask_storeu_epi16((hd_bf16 *)y + i, mask, v16_to_bf16(v));
-    else
-        _mm512_mask_storeu_ps((float *)y + i, mask, v);
-}
 
 /* e^x. -INFINITY gives 0, underflow is gradual, overflow is INFINITY, NaN stays NaN. */
 V16_INLINE __m512 v16_exp(__m512 x)

@@ -4,6 +4,7 @@
 
 #include "engine/ops/norm.h"
 #include "support/catch.h"
+#include "support/numbers.h"
 #include "support/run.h"
 
 namespace
@@ -13,23 +14,6 @@ struct GroupCase {
     int64_t pixels, channels;
     int groups;
 };
-
-std::vector<char> stored(const std::vector<float> &values, hd_dtype dtype)
-{
-    std::vector<char> out(values.size() * hd_dtype_size(dtype));
-    if (dtype == HD_BF16)
-        hd_convert_f32_to_bf16((hd_bf16 *)out.data(), values.data(), (int64_t)values.size());
-    else
-        memcpy(out.data(), values.data(), out.size());
-    return out;
-}
-
-std::vector<float> loaded(const std::vector<char> &bytes, hd_dtype dtype)
-{
-    std::vector<float> out(bytes.size() / hd_dtype_size(dtype));
-    REQUIRE_OK(hd_convert_to_f32(out.data(), bytes.data(), dtype, (int64_t)out.size()));
-    return out;
-}
 
 double activation_f64(double x, hd_activation act)
 {
@@ -77,21 +61,6 @@ std::vector<double> group_norm_f64(const std::vector<float> &x, int64_t rows, Gr
     return y;
 }
 
-/* f32: `tolerance` of the largest value; bf16: that and half a unit of the 8-bit mantissa. */
-void check_close(const std::vector<float> &y, const std::vector<double> &truth, hd_dtype dtype,
-                 double tolerance)
-{
-    double top = 0, worst = 0;
-    for (double v : truth)
-        top = std::fmax(top, std::fabs(v));
-    for (size_t i = 0; i < y.size(); i++) {
-        double error = std::fabs((double)y[i] - truth[i]);
-        if (dtype == HD_BF16) error -= std::fabs(truth[i]) * 0x1p-8;
-        if (!(error <= worst)) worst = error;
-    }
-    CHECK(worst <= tolerance * top);
-}
-
 } // namespace
 
 TEST_CASE("group_norm: every variant agrees with f64", "[ops][norm]")
@@ -136,7 +105,8 @@ TEST_CASE("group_norm: a large mean costs no accuracy in the statistics", "[ops]
         auto truth = group_norm_f64(x, 1, c, nullptr, nullptr, 1e-6, HD_ACT_NONE);
         double rate = (truth[1] - truth[0]) / ((double)x[1] - (double)x[0]);
         CHECK(std::fabs((double)scale[0] / rate - 1) < 1e-6);
-        CHECK(std::fabs((double)shift[0] - (truth[0] - (double)x[0] * rate)) < 1e-4); // one f32 ulp of 300
+        CHECK(std::fabs((double)shift[0] - (truth[0] - (double)x[0] * rate)) <
+              1e-4); // one f32 ulp of 300
     }
 }
 
