@@ -85,5 +85,6 @@ const char *hd_message_origin(void)
 void hd_message_set(const char *new_message, const char *new_origin)
 {
     if (new_message != message) snprintf(message, sizeof message, "%s", new_message);
+    trim_utf8(message);
     if (new_origin != origin) snprintf(origin, sizeof origin, "%s", new_origin);
 }

@@ -39,7 +39,8 @@ hd_tensor hd_tensor_of(void *data, hd_dtype dtype, hd_shape shape)
     for (int i = shape.rank - 1; i >= 0; i--) {
         t.dim[i] = shape.dim[i];
         t.stride[i] = stride;
-        stride *= shape.dim[i];
+        // wraps for a shape that no memory can hold: data is NULL then
+        (void)__builtin_mul_overflow(stride, shape.dim[i], &stride);
     }
     return t;
 }
@@ -54,7 +55,7 @@ bool hd_tensor_contiguous(hd_tensor t)
     int64_t stride = 1;
     for (int i = t.rank - 1; i >= 0; i--) {
         if (t.dim[i] != 1 && t.stride[i] != stride) return false;
-        stride *= t.dim[i];
+        (void)__builtin_mul_overflow(stride, t.dim[i], &stride);
     }
     return true;
 }
