@@ -120,7 +120,7 @@ static void set_float(const hd_param *p, void *field, const hd_json *node, compl
 {
     double value = 0, most = p->max == 0 && p->min == 0 ? (double)FLT_MAX : p->max;
     double least = ranged(p) ? p->min : -(double)FLT_MAX;
-    if (hd_json_to_double(node, -INFINITY, INFINITY, &value) != HD_OK)
+    if (hd_json_to_double(node, -(double)INFINITY, (double)INFINITY, &value) != HD_OK)
         complain_of_node(c, p, node, hd_json_kind(node) == HD_JSON_NUMBER);
     else if (value < least || value > most || fabs(value) > (double)FLT_MAX)
         complain_of_node(c, p, node, true);
