@@ -25,8 +25,8 @@ std::vector<hd_weight_info> NameList::infos() const
 {
     std::vector<hd_weight_info> out;
     for (size_t i = 0; i < names.size(); i++)
-        out.push_back(
-            {names[i].c_str(), "names.txt", HD_F32, shapes[i], hd_shape_count(shapes[i]) * 4});
+        out.push_back({names[i].c_str(), "names.txt", HD_F32, shapes[i],
+                       hd_shape_count(shapes[i]) * 4, 0, 0});
     std::sort(out.begin(), out.end(), [](const hd_weight_info &a, const hd_weight_info &b) {
         return std::string(a.name) < b.name;
     });
