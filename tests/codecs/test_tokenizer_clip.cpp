@@ -12,7 +12,7 @@
 #include "support/folder.h"
 #include "support/inflated.h"
 
-static const std::string starter = HD_SOURCE_DIR "/models/starter-image/tokenizer";
+static const std::string starter = source_path("models/starter-image/tokenizer");
 
 struct TokenizerFree {
     void operator()(hd_tokenizer *t) const
