@@ -9,17 +9,7 @@
 
 std::string fixture_path(const std::string &path)
 {
-    return source_path("tests/fixtures/" + path);
-}
-
-std::string source_path(const std::string &path)
-{
-    return std::string(HD_SOURCE_DIR) + "/" + path;
-}
-
-std::string heddle_program()
-{
-    return HD_HEDDLE;
+    return std::string(HD_FIXTURES) + "/" + path;
 }
 
 std::string fixture_text(const std::string &path)
