@@ -14,7 +14,7 @@ target_include_directories(libheddle
 target_compile_definitions(libheddle PRIVATE _GNU_SOURCE HD_VERSION="${PROJECT_VERSION}")
 target_link_libraries(libheddle
     PRIVATE $<BUILD_INTERFACE:heddle_warnings>
-    PRIVATE DNNL::dnnl PNG::PNG ZLIB::ZLIB PkgConfig::CJSON PkgConfig::PCRE2 PkgConfig::UTF8PROC
+    PRIVATE DNNL::dnnl PNG::PNG ZLIB::ZLIB PkgConfig::CJSON PkgConfig::XXHASH
     PRIVATE Threads::Threads m)
 
 # The suffix of a file is the instruction set it may use; the operator chooses it at run time.

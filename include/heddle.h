@@ -152,7 +152,7 @@ typedef struct hd_stage {
 /* How the run went. Everything is borrowed and lives as long as its result. */
 typedef struct hd_report {
     const char *model;            // the folder, as the run names it
-    const char *model_hash;       // SHA-256 in hex over the model's files
+    const char *model_hash;       // in hex, over all of the model's files
     bool model_kept;              // it was in memory from the run before
     const char *sampler;          // resolved: "ddim"
     int steps;                    // asked of the sampler

@@ -4,8 +4,8 @@
  * Everything is channels last. Sizes come from the configuration; a latent may have any size, also
  * one that the network's factor does not divide. Attention sites are "down.B.attn.N", "mid.attn.0",
  * "up.B.attn.N", with ".D" behind them in transformers of several blocks; a transformer with
- * only_cross_attention has two cross attentions per block, numbered D = 2 * block and 2 * block + 1.
- * Reference: diffusers 0.42.1. */
+ * only_cross_attention has two cross attentions per block, numbered D = 2 * block and 2 * block
+ * + 1. Reference: diffusers 0.42.1. */
 #ifndef HD_UNET_UNET2D_H
 #define HD_UNET_UNET2D_H
 

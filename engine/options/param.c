@@ -42,7 +42,7 @@ static size_t name_count(const char *const *names)
     return count;
 }
 
-static const hd_param *find_row(const hd_param *table, const char *name)
+const hd_param *hd_params_find(const hd_param *table, const char *name)
 {
     for (; table->type != HD_PARAM_TYPE_END; table++)
         if (strcmp(table->name, name) == 0) return table;
@@ -120,7 +120,7 @@ static void set_float(const hd_param *p, void *field, const hd_json *node, compl
 {
     double value = 0, most = p->max == 0 && p->min == 0 ? (double)FLT_MAX : p->max;
     double least = ranged(p) ? p->min : -(double)FLT_MAX;
-    if (hd_json_to_double(node, -INFINITY, INFINITY, &value) != HD_OK)
+    if (hd_json_to_double(node, -(double)INFINITY, (double)INFINITY, &value) != HD_OK)
         complain_of_node(c, p, node, hd_json_kind(node) == HD_JSON_NUMBER);
     else if (value < least || value > most || fabs(value) > (double)FLT_MAX)
         complain_of_node(c, p, node, true);
@@ -295,7 +295,7 @@ hd_status hd_params_read(const hd_param *table, void *into, const hd_json *objec
     HD_TRY(hd_json_expect(object, HD_JSON_OBJECT));
     for (int64_t i = 0; i < hd_json_count(object); i++) {
         const hd_json *node = hd_json_at(object, i);
-        const hd_param *p = find_row(table, hd_json_key(node));
+        const hd_param *p = hd_params_find(table, hd_json_key(node));
         if (p)
             HD_TRY(set_from_json(p, into, node));
         else if (!among(also, hd_json_key(node)))
@@ -350,7 +350,7 @@ static hd_status set_number(const hd_param *p, void *field, const char *text, co
 hd_status hd_params_set(const hd_param *table, void *into, const char *name, const char *text,
                         const char *what)
 {
-    const hd_param *p = find_row(table, name);
+    const hd_param *p = hd_params_find(table, name);
     if (!p) {
         char hint[1000];
         hint_text(hint, sizeof hint, table, NULL, name);
@@ -381,6 +381,16 @@ void hd_params_free(const hd_param *table, void *into)
     }
 }
 
+char *hd_param_limits(char *text, size_t bytes, const hd_param *row)
+{
+    char range[300], def[100];
+    range_text(range, sizeof range, row);
+    default_text(def, sizeof def, row);
+    const char *state = row->required ? "required" : def[0] ? "default " : "";
+    snprintf(text, bytes, "%s%s%s%s", range, range[0] && state[0] ? ", " : "", state, def);
+    return text;
+}
+
 void hd_params_print(const hd_param *table, FILE *to)
 {
     static const char *const types[] = {
@@ -392,13 +402,8 @@ void hd_params_print(const hd_param *table, FILE *to)
     for (const hd_param *p = table; p->type != HD_PARAM_TYPE_END; p++)
         if ((int)strlen(p->name) > widest) widest = (int)strlen(p->name);
     for (const hd_param *p = table; p->type != HD_PARAM_TYPE_END; p++) {
-        char range[300], def[100], limits[440] = "";
-        range_text(range, sizeof range, p);
-        default_text(def, sizeof def, p);
-        const char *state = p->required ? "required" : def[0] ? "default " : "";
-        snprintf(limits, sizeof limits, "%s%s%s%s", range, range[0] && state[0] ? ", " : "", state,
-                 def);
-        fprintf(to, "%-*s  %-6s  %-28s  %s\n", widest, p->name, types[p->type], limits,
-                p->help ? p->help : "");
+        char limits[440];
+        fprintf(to, "%-*s  %-6s  %-28s  %s\n", widest, p->name, types[p->type],
+                hd_param_limits(limits, sizeof limits, p), p->help ? p->help : "");
     }
 }

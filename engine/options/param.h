@@ -91,6 +91,10 @@ HD_CHECKED hd_status hd_params_read(const hd_param *table, void *into, const hd_
 HD_CHECKED hd_status hd_params_set(const hd_param *table, void *into, const char *name,
                                    const char *text, const char *what);
 void hd_params_free(const hd_param *table, void *into); // the strings
+/* The row of that name, or NULL. */
+const hd_param *hd_params_find(const hd_param *table, const char *name);
+/* "0.05 to 20, default 1" into text; "" when there is nothing to say. Returns text. */
+char *hd_param_limits(char *text, size_t bytes, const hd_param *row);
 /* "tau   float  0.05 to 20, default 1   score divisor", a line per field. */
 void hd_params_print(const hd_param *table, FILE *to);
 

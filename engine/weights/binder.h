@@ -18,8 +18,10 @@ typedef struct hd_binder hd_binder;
 HD_CHECKED hd_status hd_binder_create(hd_binder **out);
 void hd_binder_free(hd_binder *binder); // not what was loaded: that belongs to the network
 
-/* Names are `prefix` + ".weight" / ".bias"; prefixes are printf texts made by the caller. An error
- * inside is kept and returned by hd_binder_load, so that a declaration reads as one line. */
+/* Names are `prefix` + ".weight" / ".bias"; prefixes are printf texts made by the caller. *dst is
+ * set to NULL, and by a successful hd_binder_load to what is then the network's to free. An error
+ * inside is kept and returned by hd_binder_load, so that a declaration reads as one line. A matrix
+ * may be stored as [out, in] or [out, in, 1, 1], a 1x1 convolution likewise. */
 void hd_bind_linear(hd_binder *b, hd_linear **dst, const char *prefix, int64_t in, int64_t out,
                     bool bias);
 /* Several matrices on one input stacked into one (to_q, to_k, to_v): names prefix + "." + part[i].
@@ -37,8 +39,10 @@ void hd_bind_table(hd_binder *b, float **dst, const char *name, int64_t rows, in
 /* A tensor the file may hold and we do not need ("*.position_ids"; one leading * is a wildcard). */
 void hd_bind_ignore(hd_binder *b, const char *name);
 
-/* Checks everything, then packs in `compute`. progress may be NULL: called with bytes done and in
- * all; nonzero return cancels. */
+/* Checks everything, then packs in `compute`, on ex->pool; a binder is loaded once. HD_ERR_FORMAT
+ * with all that is missing, unexpected, or of another shape or type. After a failure every *dst is
+ * NULL. progress may be NULL: called with bytes done and in all, by one thread at a time, not
+ * always the caller's; nonzero return cancels. */
 HD_CHECKED hd_status hd_binder_load(hd_binder *b, const hd_exec *ex, const hd_weights *weights,
                                     hd_dtype compute,
                                     int (*progress)(void *arg, int64_t done, int64_t all),

@@ -118,7 +118,7 @@ TEST_CASE("png: damaged and hostile files are refused by name", "[codecs]")
     Png p;
     CHECK_FAILS(hd_png_read(&p, "/no/such/picture.png"), HD_ERR_IO,
                 "/no/such/picture.png: cannot be opened: No such file");
-    CHECK_FAILS(hd_png_read(&p, HD_FIXTURES), HD_ERR_IO, "cannot be read: Is a directory");
+    CHECK_FAILS(hd_png_read(&p, fixture_path("").c_str()), HD_ERR_IO, "cannot be read: Is a directory");
     CHECK_FAILS(hd_png_decode(&p, "GIF89a..........", 16, "a.png"), HD_ERR_FORMAT,
                 "a.png: not a PNG file");
     CHECK_FAILS(hd_png_decode(&p, "", 0, "a.png"), HD_ERR_FORMAT, "ends after 0 bytes");

@@ -9,7 +9,17 @@
 
 std::string fixture_path(const std::string &path)
 {
-    return std::string(HD_FIXTURES) + "/" + path;
+    return source_path("tests/fixtures/" + path);
+}
+
+std::string source_path(const std::string &path)
+{
+    return std::string(HD_SOURCE_DIR) + "/" + path;
+}
+
+std::string heddle_program()
+{
+    return HD_HEDDLE;
 }
 
 std::string fixture_text(const std::string &path)

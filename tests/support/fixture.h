@@ -26,6 +26,8 @@ using Fixture = std::map<std::string, FixtureTensor>;
 /* `path` is relative to tests/fixtures. Throws std::runtime_error that names the file. */
 Fixture fixture_open(const std::string &path);
 std::string fixture_path(const std::string &path);
+std::string source_path(const std::string &path); // relative to the checkout
+std::string heddle_program();                     // the built command line
 std::string fixture_text(const std::string &path);
 
 /* max |a - b| / max |b|: the measure of every parity test. */
