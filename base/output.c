@@ -216,16 +216,12 @@ hd_status hd_output_write(hd_output *o, const void *data, size_t bytes)
 }
 
 // A rename is on the disk once its folder is. Nothing can be done if that fails, and the file is
-// whole either way.
-static void sync_folder(const char *target)
+// whole either way. The name of the temporary file, which is gone, becomes that of the folder.
+static void sync_folder(hd_output *o)
 {
-    size_t length = folder_length(target);
-    char *folder = malloc(length + 2);
-    if (!folder) return;
-    memcpy(folder, target, length);
-    strcpy(folder + length, length ? "" : ".");
-    int fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    free(folder);
+    size_t folder = folder_length(o->temporary);
+    strcpy(o->temporary + folder, folder ? "" : ".");
+    int fd = open(o->temporary, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd < 0) return;
     (void)!fsync(fd);
     close(fd);
@@ -242,9 +238,9 @@ hd_status hd_output_commit(hd_output *o)
     if (status == HD_OK && closed != 0) status = output_failed(errno, o->path, "write");
     if (status == HD_OK && o->temporary) {
         if (rename(o->temporary, o->target) == 0) {
+            sync_folder(o);
             free(o->temporary);
             o->temporary = NULL;
-            sync_folder(o->target);
         } else {
             status = output_failed(errno, o->path, "put it in place");
         }

@@ -34,9 +34,9 @@ std::string fixture_text(const std::string &path)
 static hd_dtype dtype_of(const std::string &name)
 {
     static const std::map<std::string, hd_dtype> names = {
-        {"F32", HD_F32}, {"BF16", HD_BF16}, {"F16", HD_F16}, {"F64", HD_F64},
-        {"I8", HD_I8},   {"U8", HD_U8},     {"I16", HD_I16}, {"I32", HD_I32},
-        {"U32", HD_U32}, {"I64", HD_I64},   {"U64", HD_U64}, {"BOOL", HD_BOOL}};
+        {"F32", HD_F32}, {"BF16", HD_BF16}, {"F16", HD_F16},  {"F64", HD_F64}, {"I8", HD_I8},
+        {"U8", HD_U8},   {"I16", HD_I16},   {"U16", HD_U16},  {"I32", HD_I32}, {"U32", HD_U32},
+        {"I64", HD_I64}, {"U64", HD_U64},   {"BOOL", HD_BOOL}};
     auto found = names.find(name);
     if (found == names.end()) throw std::runtime_error("fixture of type " + name);
     return found->second;

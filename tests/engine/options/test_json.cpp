@@ -6,6 +6,7 @@
 #include <memory>
 #include <unistd.h>
 
+#include "support/alloc_fail.h"
 #include "support/catch.h"
 #include "support/folder.h"
 
@@ -249,4 +250,18 @@ TEST_CASE("json: the nearest name", "[json]")
     CHECK(nearest("prompt") == "-");
     CHECK(nearest("") == "-");
     CHECK(nearest(std::string(100, 'a').c_str()) == "-");
+}
+
+TEST_CASE("json: each allocation in turn fails", "[json][nomem]")
+{
+    Folder folder;
+    std::string text =
+        "{\"list\": [1, 2.5, \"three\", null, true], \"deep\": {\"a\": {\"b\": []}}}";
+    std::string path = folder.write("a.json", text);
+    CHECK(fail_each_allocation([&] {
+              hd_json_doc *doc = nullptr;
+              HD_TRY(hd_json_read(&doc, path.c_str()));
+              hd_json_free(doc);
+              return HD_OK;
+          }) > 20);
 }

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "support/alloc_fail.h"
 #include "support/catch.h"
 
 // As in C, what a row does not name is zero.
@@ -203,4 +204,20 @@ TEST_CASE("params: the table is its own documentation", "[options]")
     CHECK(all.find("all, video, text, default video") != std::string::npos);
     CHECK(all.find("required") != std::string::npos);
     CHECK(std::count(all.begin(), all.end(), '\n') == 9);
+}
+
+TEST_CASE("params: each allocation in turn fails", "[options][nomem]")
+{
+    CHECK(fail_each_allocation([] {
+              Options o{};
+              hd_json_doc *doc = nullptr;
+              const std::string text = "{\"model\": \"m\", \"name\": \"x\", \"tau\": 2}";
+              hd_status status = hd_params_default(table, &o);
+              if (status == HD_OK) status = hd_json_parse(&doc, "p", text.data(), text.size());
+              if (status == HD_OK) status = hd_params_read(table, &o, hd_json_root(doc), nullptr);
+              if (status == HD_OK) status = hd_params_set(table, &o, "steps", "7", "--steps");
+              hd_json_free(doc);
+              hd_params_free(table, &o);
+              return status;
+          }) > 10);
 }

@@ -7,6 +7,7 @@
 #include <memory>
 #include <unistd.h>
 
+#include "support/alloc_fail.h"
 #include "support/catch.h"
 #include "support/fixture.h"
 #include "support/folder.h"
@@ -219,4 +220,21 @@ TEST_CASE("safetensors: what is written is read again", "[weights]")
     CHECK_FAILS(hd_safetensors_write(folder.path("no/x").c_str(), 1, tensors, nullptr), HD_ERR_IO,
                 "there is no folder");
     CHECK_FAILS(hd_safetensors_write("/dev/full", 1, tensors, nullptr), HD_ERR_IO, "disk is full");
+}
+
+TEST_CASE("safetensors: each allocation in turn fails, reading and writing", "[weights][nomem]")
+{
+    Folder folder;
+    std::string path = folder.path("m.safetensors");
+    float values[] = {1, 2};
+    const hd_named_tensor tensor = {"a", hd_tensor_of(values, HD_F32, hd_shape1(2))};
+    const char *metadata[] = {"k", "v", nullptr};
+    CHECK(fail_each_allocation([&] {
+              hd_safetensors *file = nullptr;
+              HD_TRY(hd_safetensors_write(path.c_str(), 1, &tensor, metadata));
+              HD_TRY(hd_safetensors_open(&file, path.c_str()));
+              hd_safetensors_free(file);
+              return HD_OK;
+          }) > 20);
+    CHECK(folder.names() == std::vector<std::string>{"m.safetensors"});
 }
