@@ -250,7 +250,7 @@ static void hint_text(char *text, size_t bytes, const hd_param *table, const cha
                       const char *word)
 {
     enum { NAMES_MOST = 128 };
-    const char *names[NAMES_MOST];
+    const char *names[NAMES_MOST] = {0};
     size_t count = 0, rows = row_count(table), others = name_count(also);
     while (count < rows && count < NAMES_MOST) {
         names[count] = table[count].name;
