@@ -34,8 +34,8 @@ typedef struct folder_reader {
     const char *folder;
     hd_json_doc *config, *map, *added_json, *full, *vocab;
     hd_bpe *bpe;
-    folder_token *token; // [FOLDER_MOST_ADDED]
-    int64_t tokens;
+    folder_token *token;
+    int64_t tokens, tokens_room;
     folder_token bos, eos, unk, pad;
 } folder_reader;
 
@@ -238,6 +238,13 @@ static hd_status folder_append(folder_reader *r, folder_token t)
     if (r->tokens == FOLDER_MOST_ADDED)
         return hd_fail(HD_ERR_UNSUPPORTED, "%s: more than %d added tokens", r->folder,
                        FOLDER_MOST_ADDED);
+    if (r->tokens == r->tokens_room) {
+        int64_t room = r->tokens_room ? r->tokens_room * 2 : 8;
+        folder_token *wider = realloc(r->token, (size_t)room * sizeof *wider);
+        if (!wider) return hd_fail(HD_ERR_NOMEM, "%s: no memory for its tokens", r->folder);
+        r->token = wider;
+        r->tokens_room = room;
+    }
     r->token[r->tokens++] = t;
     return HD_OK;
 }
@@ -379,7 +386,7 @@ static hd_status folder_read_tokens(folder_reader *r)
         HD_TRY(folder_declare_decoder(r, decoder));
     else
         HD_TRY(folder_declare_files(r, named, count));
-    qsort(r->token, (size_t)r->tokens, sizeof *r->token, folder_by_id);
+    if (r->tokens > 1) qsort(r->token, (size_t)r->tokens, sizeof *r->token, folder_by_id);
     for (int i = 0; i < count; i++)
         HD_TRY(folder_mention(r, named[i]));
     HD_TRY(folder_mention_extra(r, "additional_special_tokens"));

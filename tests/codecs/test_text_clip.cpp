@@ -5,6 +5,7 @@
 #include <cstring>
 #include <memory>
 
+#include "support/alloc_fail.h"
 #include "support/fixture.h"
 #include "support/network.h"
 
@@ -219,4 +220,22 @@ TEST_CASE("text_clip: inputs that do not fit are refused", "[codecs][text_clip]"
     ids[3] = 61;
     CHECK_FAILS(forward(19, 0), HD_ERR_ARGUMENT, "token 61, its vocab_size is 61");
     hd_arena_free(ex.arena);
+}
+
+TEST_CASE("text_clip: each allocation in turn fails", "[codecs][text_clip][nomem]")
+{
+    hd_text_clip_config c{};
+    hd_weights *weights = nullptr;
+    hd_exec ex{};
+    ex.has = hd_cpu_features();
+    REQUIRE_OK(read_text(fixture_text("text_clip/pooled/config.json"), &c));
+    REQUIRE_OK(hd_weights_open(&weights, fixture_path("text_clip/pooled").c_str(), "model"));
+    CHECK(fail_each_allocation([&] {
+              hd_text_clip *text = nullptr;
+              hd_status status =
+                  hd_text_clip_create(&text, &ex, &c, weights, HD_F32, nullptr, nullptr);
+              hd_text_clip_free(text);
+              return status;
+          }) > 20);
+    hd_weights_free(weights);
 }

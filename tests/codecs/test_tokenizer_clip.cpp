@@ -7,6 +7,7 @@
 #include <memory>
 #include <vector>
 
+#include "support/alloc_fail.h"
 #include "support/catch.h"
 #include "support/fixture.h"
 #include "support/folder.h"
@@ -373,4 +374,20 @@ TEST_CASE("tokenizer: a byte without a token and without a stand-in is an error"
     CHECK(ids[1] == 3);
     CHECK_FAILS(hd_tokenizer_encode(t.get(), "az", 2, 8, ids.data(), nullptr, nullptr),
                 HD_ERR_FORMAT, "neither byte 0x7a at the end of a word nor the unknown token");
+}
+
+TEST_CASE("tokenizer: each allocation in turn fails", "[codecs][tokenizer][nomem]")
+{
+    Damaged d;
+    std::string folder = d.folder.path(), prompt = "ab <|endoftext|> b";
+    CHECK(fail_each_allocation([&] {
+              hd_tokenizer *t = nullptr;
+              int64_t ids[8];
+              hd_status status = hd_tokenizer_open(&t, folder.c_str());
+              if (status == HD_OK)
+                  status = hd_tokenizer_encode(t, prompt.data(), prompt.size(), 8, ids, nullptr,
+                                               nullptr);
+              hd_tokenizer_free(t);
+              return status;
+          }) > 20);
 }
