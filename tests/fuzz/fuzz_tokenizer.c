@@ -32,12 +32,25 @@ static void write_text(const char *name, const char *text)
     write_file(name, (const uint8_t *)text, strlen(text));
 }
 
+static const char *const names[] = {"tokenizer_config.json", "vocab.json", "merges.txt",
+                                    "tokenizer.json"};
+
+static void remove_folder(void)
+{
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        char path[128];
+        snprintf(path, sizeof path, "%s/%s", folder, names[i]);
+        unlink(path);
+    }
+    rmdir(folder);
+}
+
 static void make_folder(void)
 {
     if (folder[0]) return;
     strcpy(folder, access("/dev/shm", W_OK) == 0 ? "/dev/shm/heddle-fuzz-XXXXXX"
                                                  : "/tmp/heddle-fuzz-XXXXXX");
-    if (!mkdtemp(folder)) abort();
+    if (!mkdtemp(folder) || atexit(remove_folder) != 0) abort();
 }
 
 static void encode(const hd_tokenizer *t, const char *text, size_t bytes)
@@ -75,8 +88,6 @@ static void fuzz_prompt(const uint8_t *data, size_t bytes)
 
 static void fuzz_folder(const uint8_t *data, size_t bytes)
 {
-    static const char *const names[] = {"tokenizer_config.json", "vocab.json", "merges.txt",
-                                        "tokenizer.json"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         const uint8_t *stop = bytes ? memchr(data, 0, bytes) : NULL;
         size_t length = stop ? (size_t)(stop - data) : bytes;
