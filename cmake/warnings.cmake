@@ -3,6 +3,8 @@ add_library(heddle_warnings INTERFACE)
 target_compile_options(heddle_warnings INTERFACE
     -Wall -Wextra -Wshadow -Wdouble-promotion -Wvla -Werror
     $<$<C_COMPILER_ID:GNU>:-Wno-format-truncation> # snprintf cuts on purpose: messages and paths are bounded
+    # clang warns of {NULL} as the end of a table, and of INFINITY where a double is wanted
+    $<$<C_COMPILER_ID:Clang>:-Wno-missing-field-initializers -Wno-double-promotion>
     # GCC 12 with sanitizers sees phantoms inside std::function
     $<$<AND:$<COMPILE_LANGUAGE:CXX>,$<CXX_COMPILER_ID:GNU>>:-Wno-maybe-uninitialized>
     $<$<COMPILE_LANGUAGE:C>:-Wstrict-prototypes -Wmissing-prototypes>

@@ -118,8 +118,8 @@ static hd_status unet2d_read_types(hd_unet2d_config *c, const hd_json *root)
     static const char *const up[] = {"CrossAttnUpBlock2D", "UpBlock2D", "UNetResCrossAttnUpBlock2D",
                                      "UNetResUpBlock2D", NULL};
     static const char *const mid[] = {"UNetMidBlock2D", "UNetMidBlock2DCrossAttn", NULL};
-    static const char *const down_default[] = {down[0], down[0], down[0], down[1]};
-    static const char *const up_default[] = {up[1], up[0], up[0], up[0]};
+    const char *const down_default[] = {down[0], down[0], down[0], down[1]};
+    const char *const up_default[] = {up[1], up[0], up[0], up[0]};
     HD_TRY(unet2d_read_blocks(c, root, "down_block_types", false, down, down_default));
     HD_TRY(unet2d_read_blocks(c, root, "up_block_types", true, up, up_default));
     const hd_json *node = hd_json_get(root, "mid_block_type");
