@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 
 #if DNNL_CPU_RUNTIME != DNNL_RUNTIME_OMP && DNNL_CPU_RUNTIME != DNNL_RUNTIME_SEQ
 #error                                                                                             \
@@ -228,6 +229,13 @@ void hd_dnn_free(hd_dnn *dnn)
     if (dnn->attr) dnnl_primitive_attr_destroy(dnn->attr);
     if (dnn->engine) dnnl_engine_destroy(dnn->engine);
     free(dnn);
+}
+
+static void find_openmp(hd_dnn *dnn)
+{
+    // oneDNN brings the OpenMP that it was built with; a sequential one brings none
+    *(void **)&dnn->set_threads = dlsym(RTLD_DEFAULT, "omp_set_num_threads");
+    *(void **)&dnn->get_threads = dlsym(RTLD_DEFAULT, "omp_get_max_threads");
 }
 
 static bool is_matmul(const hd_dnn *dnn)
@@ -491,9 +499,7 @@ hd_status hd_dnn_create(hd_dnn **out, hd_dnn_filter filter)
     dnn->filter = filter;
     dnn->blocks = (filter.out + filter.block - 1) / filter.block;
     dnn->last_out = filter.out - (dnn->blocks - 1) * filter.block;
-    // oneDNN brings the OpenMP that it was built with; a sequential one brings none
-    *(void **)&dnn->set_threads = dlsym(RTLD_DEFAULT, "omp_set_num_threads");
-    *(void **)&dnn->get_threads = dlsym(RTLD_DEFAULT, "omp_get_max_threads");
+    find_openmp(dnn);
     int before = one_thread(dnn);
     hd_status status = dnn_open(dnn);
     restore_threads(dnn, before);
@@ -622,6 +628,92 @@ hd_status hd_dnn_panel_run(hd_dnn_panel *panel, int thread, int64_t block, float
     if (!status) status = dnnl_primitive_execute(op->primitive, dnn->stream[thread], 4, args);
     restore_threads(dnn, before);
     return dnn_check(status, "run a panel");
+}
+
+// Matrices of one matmul of oneDNN's own, and what runs it.
+typedef struct yardstick {
+    dnn_op op;
+    void *data[3]; // x, weights, y
+    dnnl_memory_t memory[3];
+} yardstick;
+
+static hd_status yardstick_memory(const hd_dnn *dnn, yardstick *m)
+{
+    dnnl_memory_desc_t desc[3] = {m->op.x, m->op.w, m->op.y};
+    for (int i = 0; i < 3; i++) {
+        size_t bytes = dnnl_memory_desc_get_size(DESC(desc[i]));
+        m->data[i] = weights_alloc(bytes);
+        if (!m->data[i]) return hd_fail(HD_ERR_NOMEM, "oneDNN: no memory for a matmul");
+        memset(m->data[i], 0x3c, bytes); // small numbers in both types
+        DNN_TRY(dnnl_memory_create(&m->memory[i], DESC(desc[i]), dnn->engine, m->data[i]),
+                "describe memory");
+    }
+    return HD_OK;
+}
+
+static hd_status yardstick_run(hd_dnn *dnn, yardstick *m, int repeats, double *best)
+{
+    void *scratch = weights_alloc(m->op.scratch_bytes + 64);
+    if (!scratch) return hd_fail(HD_ERR_NOMEM, "oneDNN: no memory for a matmul");
+    hd_status status =
+        dnn_check(dnnl_memory_set_data_handle(m->op.slot[0].scratch, scratch), "take scratch");
+    dnnl_exec_arg_t args[] = {{DNNL_ARG_SRC, m->memory[0]},
+                              {DNNL_ARG_WEIGHTS, m->memory[1]},
+                              {DNNL_ARG_DST, m->memory[2]},
+                              {DNNL_ARG_SCRATCHPAD, m->op.slot[0].scratch}};
+    *best = 1e30;
+    for (int i = 0; i < repeats && status == HD_OK; i++) {
+        struct timespec from, to;
+        clock_gettime(CLOCK_MONOTONIC, &from);
+        status =
+            dnn_check(dnnl_primitive_execute(m->op.primitive, dnn->stream[0], 4, args), "multiply");
+        clock_gettime(CLOCK_MONOTONIC, &to);
+        double took =
+            (double)(to.tv_sec - from.tv_sec) + 1e-9 * (double)(to.tv_nsec - from.tv_nsec);
+        if (took < *best) *best = took;
+    }
+    free(scratch);
+    return status;
+}
+
+static hd_status yardstick_make(hd_dnn *dnn, yardstick *m, int64_t rows, int64_t n)
+{
+    int64_t k = dnn->filter.in, y[2] = {rows, n}, y_strides[2] = {n, 1};
+    int64_t x[2] = {rows, k}, x_strides[2] = {k, 1};
+    DNN_TRY(desc_make(&m->op.x, 2, x, dnn->filter.compute, x_strides), "describe a matmul");
+    DNN_TRY(desc_make(&m->op.y, 2, y, dnn->filter.compute, y_strides), "describe a matmul");
+    dnnl_primitive_desc_t pd = NULL;
+    DNN_TRY(op_choose(dnn, &m->op, NULL, n, &pd), "multiply matrices");
+    dnnl_status_t status = desc_query(&m->op.w, pd, dnnl_query_weights_md);
+    m->op.scratch_bytes = scratch_query(pd);
+    if (!status) status = dnnl_primitive_create(&m->op.primitive, pd);
+    dnnl_primitive_desc_destroy(pd);
+    if (!status) status = desc_bytes(&m->op.pad, m->op.scratch_bytes);
+    DNN_TRY(status, "make a primitive");
+    HD_TRY(op_slots(dnn, &m->op, 1));
+    HD_TRY(dnn_streams(dnn, 1));
+    return yardstick_memory(dnn, m);
+}
+
+hd_status hd_dnn_matmul_seconds(double *out, hd_dtype dtype, int threads, int64_t m, int64_t k,
+                                int64_t n, int repeats)
+{
+    hd_dnn *dnn = NULL;
+    HD_TRY(hd_dnn_create(&dnn, (hd_dnn_filter){.in = k, .out = n, .block = n, .compute = dtype}));
+    yardstick stick;
+    memset(&stick, 0, sizeof stick);
+    int before = dnn->get_threads ? dnn->get_threads() : 1;
+    if (dnn->set_threads) dnn->set_threads(threads);
+    hd_status status = yardstick_make(dnn, &stick, m, n);
+    if (status == HD_OK) status = yardstick_run(dnn, &stick, repeats, out);
+    if (dnn->set_threads) dnn->set_threads(before);
+    for (int i = 0; i < 3; i++) {
+        if (stick.memory[i]) dnnl_memory_destroy(stick.memory[i]);
+        free(stick.data[i]);
+    }
+    op_clear(&stick.op, 0);
+    hd_dnn_free(dnn);
+    return status;
 }
 
 const char *hd_dnn_version(char text[32])

@@ -56,6 +56,11 @@ HD_CHECKED hd_status hd_dnn_panel_run(hd_dnn_panel *panel, int thread, int64_t b
 /* "brgconv:avx512_core_bf16": what oneDNN chose for whole blocks. */
 const char *hd_dnn_panel_name(const hd_dnn_panel *panel);
 
+/* The yardstick: seconds that oneDNN's own matmul takes, on its own `threads` threads and in its
+ * own order of weights, for [m, k] x [k, n] in and out of `dtype`; the best of `repeats` runs. */
+HD_CHECKED hd_status hd_dnn_matmul_seconds(double *out, hd_dtype dtype, int threads, int64_t m,
+                                           int64_t k, int64_t n, int repeats);
+
 /* oneDNN's version, "2.6.3". */
 const char *hd_dnn_version(char text[32]);
 
