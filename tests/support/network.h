@@ -66,6 +66,7 @@ class NameList
   public:
     explicit NameList(const std::string &text,
                       const std::function<std::string(const std::string &)> &rename = {});
+    /* Borrows the names: the list must outlive it. */
     std::vector<hd_weight_info> infos() const;
 
   private:
