@@ -220,7 +220,7 @@ hd_status hd_text_clip_create(hd_text_clip **out, const hd_exec *ex, const hd_te
                               int (*progress)(void *arg, int64_t done, int64_t all),
                               void *progress_arg)
 {
-    hd_text_clip *m;
+    hd_text_clip *m = NULL;
     hd_binder *binder = NULL;
     HD_TRY(text_clip_new(&m, c));
     m->compute = compute;
@@ -252,7 +252,7 @@ hd_dtype hd_text_clip_compute(const hd_text_clip *text)
 hd_status hd_text_clip_check(const hd_text_clip_config *c, const char *what, int64_t count,
                              const hd_weight_info *infos)
 {
-    hd_text_clip *m;
+    hd_text_clip *m = NULL;
     hd_binder *binder = NULL;
     HD_TRY(text_clip_new(&m, c));
     bool prefixed = false;
