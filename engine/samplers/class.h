@@ -17,6 +17,7 @@ typedef struct hd_sampler_class {
     const hd_sampler_key *keys;
     bool flow;                   // for models trained by flow matching only
     bool no_start_in_the_middle; // it does not make pictures (inversion)
+    bool has_eta;
     int calls_per_step;
     int history; // tensors [rows, row_values] kept between calls
     /* Makes the levels of training if it needs them, then lays out every call. */
@@ -31,7 +32,7 @@ typedef struct hd_sampler_call_info {
 } hd_sampler_call_info;
 
 struct hd_sampler {
-    const hd_sampler_class *class;
+    const hd_sampler_class *kind;
     const char *name;
     hd_sampler_config config;
     hd_sampler_options options; // pointers in it are NULL after creation
@@ -69,7 +70,7 @@ float *hd_sampler_rotate(hd_sampler *s, int count);
 /* The classes, NULL-ended, and the names people use. */
 typedef struct hd_sampler_entry {
     const char *name;
-    const hd_sampler_class *class;
+    const hd_sampler_class *kind;
     const char *settings; // a JSON object of keys that the name stands for, or NULL
 } hd_sampler_entry;
 extern const hd_sampler_entry hd_sampler_entries[]; // ended by name NULL

@@ -61,7 +61,7 @@ static const key_row rows[] = {
     {AT(final_sigmas_type), .type = KEY_ENUM, .names = final_sigmas},
     {AT(interpolation_type), .type = KEY_ENUM, .names = interpolations},
     {AT(timestep_type), .type = KEY_ENUM, .names = timestep_types},
-    {AT(lambda_min_clipped), .type = KEY_FLOAT, .min = -INFINITY, .max = 1e3},
+    {AT(lambda_min_clipped), .type = KEY_FLOAT, .min = -(double)INFINITY, .max = 1e3},
     {AT(original_inference_steps), .type = KEY_INT, .min = 1, .max = 1000000},
     {AT(use_flow_sigmas), .type = KEY_BOOL},
     {AT(use_dynamic_shifting), .type = KEY_BOOL},
@@ -315,7 +315,8 @@ hd_status hd_sampler_config_open(hd_json_doc **out, const char *path)
     // the same here. The text keeps its length, so that a message names the right place.
     bool quoted = false;
     for (size_t i = 0; i + 9 <= bytes; i++) {
-        if (text[i] == '"' && (i == 0 || text[i - 1] != '\\')) quoted = !quoted;
+        if (text[i] == '"') quoted = !quoted;
+        if (quoted && text[i] == '\\') i++;
         if (!quoted && memcmp(text + i, "-Infinity", 9) == 0) memcpy(text + i, "null     ", 9);
     }
     hd_status status = hd_json_parse(out, path, text, bytes);

@@ -121,9 +121,9 @@ typedef struct hd_sampler_key {
         .name = "use_beta_sigmas"                                                                  \
     }
 #define HD_SAMPLER_SIGMA_RANGE_KEYS                                                                \
-    {.name = "sigma_min", .def = NAN},                                                             \
+    {.name = "sigma_min", .def = (double)NAN},                                                     \
     {                                                                                              \
-        .name = "sigma_max", .def = NAN                                                            \
+        .name = "sigma_max", .def = (double)NAN                                                    \
     }
 
 /* The defaults of a class. Frees nothing: `config` is new. */

@@ -13,7 +13,7 @@ static const hd_sampler_key ddim_keys[] = {
     HD_SAMPLER_THRESHOLD_KEYS,
     {.name = "timestep_spacing", .def = HD_SPACING_LEADING},
     {.name = "rescale_betas_zero_snr"},
-    {NULL},
+    {.name = NULL},
 };
 
 static hd_status ddim_step(hd_sampler *s, const float *output, float *latent, const hd_noise *noise)
@@ -47,6 +47,7 @@ const hd_sampler_class hd_sampler_ddim = {
     .name = "ddim",
     .diffusers = "DDIMScheduler",
     .keys = ddim_keys,
+    .has_eta = true,
     .calls_per_step = 1,
     .prepare = hd_schedule_trained_timesteps,
     .step = ddim_step,

@@ -17,7 +17,7 @@ static const hd_sampler_key ddim_inverse_keys[] = {
      .def = HD_SPACING_LEADING,
      .takes = HD_TAKES(HD_SPACING_LEADING) | HD_TAKES(HD_SPACING_TRAILING)},
     {.name = "rescale_betas_zero_snr"},
-    {NULL},
+    {.name = NULL},
 };
 
 // The level a call starts from: one step below the timestep it is told.

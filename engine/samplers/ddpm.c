@@ -13,7 +13,7 @@ static const hd_sampler_key ddpm_keys[] = {
     {.name = "timestep_spacing", .def = HD_SPACING_LEADING},
     {.name = "steps_offset"},
     {.name = "rescale_betas_zero_snr"},
-    {NULL},
+    {.name = NULL},
 };
 
 static float ddpm_deviation(const hd_sampler *s, float a, float a_prev)

@@ -24,14 +24,14 @@ static const hd_sampler_key dpm_keys[] = {
     {.name = "use_flow_sigmas"},
     {.name = "flow_shift", .def = 1},
     {.name = "final_sigmas_type", .def = HD_FINAL_ZERO},
-    {.name = "lambda_min_clipped", .def = -INFINITY},
+    {.name = "lambda_min_clipped", .def = -(double)INFINITY},
     {.name = "variance_type", .takes = HD_TAKES_NOTHING},
     {.name = "timestep_spacing", .def = HD_SPACING_LINSPACE},
     {.name = "steps_offset"},
     {.name = "rescale_betas_zero_snr"},
     {.name = "use_dynamic_shifting"},
     {.name = "time_shift_type", .takes = HD_TAKES(HD_SHIFT_EXPONENTIAL)},
-    {NULL},
+    {.name = NULL},
 };
 
 static bool dpm_predicts_x0(const hd_sampler *s)

@@ -16,7 +16,7 @@ static const hd_sampler_key euler_keys[] = {
     {.name = "steps_offset"},
     {.name = "rescale_betas_zero_snr"},
     {.name = "final_sigmas_type", .def = HD_FINAL_ZERO},
-    {NULL},
+    {.name = NULL},
 };
 
 static hd_status euler_prepare(hd_sampler *s)

@@ -11,7 +11,7 @@ static const hd_sampler_key euler_ancestral_keys[] = {
     {.name = "timestep_spacing", .def = HD_SPACING_LINSPACE},
     {.name = "steps_offset"},
     {.name = "rescale_betas_zero_snr"},
-    {NULL},
+    {.name = NULL},
 };
 
 static hd_status euler_ancestral_prepare(hd_sampler *s)

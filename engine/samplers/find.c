@@ -45,7 +45,7 @@ static const hd_sampler_entry *entry_named(const char *name)
 static const hd_sampler_entry *entry_of_class(const char *diffusers)
 {
     for (const hd_sampler_entry *e = hd_sampler_entries; e->name; e++)
-        if (strcmp(e->class->diffusers, diffusers) == 0) return e;
+        if (strcmp(e->kind->diffusers, diffusers) == 0) return e;
     return NULL;
 }
 

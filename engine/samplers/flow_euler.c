@@ -16,11 +16,11 @@ static const hd_sampler_key flow_euler_keys[] = {
     {.name = "base_image_seq_len", .def = 256},
     {.name = "max_image_seq_len", .def = 4096},
     {.name = "invert_sigmas"},
-    {.name = "shift_terminal", .def = NAN},
+    {.name = "shift_terminal", .def = (double)NAN},
     HD_SAMPLER_CURVE_KEYS,
     {.name = "time_shift_type", .def = HD_SHIFT_EXPONENTIAL},
     {.name = "stochastic_sampling"},
-    {NULL},
+    {.name = NULL},
 };
 
 // A level of training in f32, as torch holds them: t of num_train_timesteps, shifted.

@@ -15,7 +15,7 @@ static const hd_sampler_key heun_keys[] = {
     {.name = "clip_sample_range", .def = 1},
     {.name = "timestep_spacing", .def = HD_SPACING_LINSPACE},
     {.name = "steps_offset"},
-    {NULL},
+    {.name = NULL},
 };
 
 enum { SLOPE, START };

@@ -16,7 +16,7 @@ static const hd_sampler_key lcm_keys[] = {
     {.name = "timestep_spacing", .def = HD_SPACING_LEADING},
     {.name = "timestep_scaling", .def = 10},
     {.name = "rescale_betas_zero_snr"},
-    {NULL},
+    {.name = NULL},
 };
 
 static hd_status lcm_prepare(hd_sampler *s)

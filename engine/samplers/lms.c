@@ -11,7 +11,7 @@ static const hd_sampler_key lms_keys[] = {
     {.name = "prediction_type", .takes = HD_TAKES_EPSILON_V_X},
     {.name = "timestep_spacing", .def = HD_SPACING_LINSPACE},
     {.name = "steps_offset"},
-    {NULL},
+    {.name = NULL},
 };
 
 enum { MOST_SLOPES = 4 };

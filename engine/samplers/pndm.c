@@ -17,7 +17,7 @@ static const hd_sampler_key pndm_keys[] = {
     {.name = "prediction_type", .takes = HD_TAKES_EPSILON_V},
     {.name = "timestep_spacing", .def = HD_SPACING_LEADING},
     {.name = "steps_offset"},
-    {NULL},
+    {.name = NULL},
 };
 
 enum { PRK_CALLS = 12, EPSILONS = 4, FIRST_LATENT = 4, RUNGE_SUM = 5 };

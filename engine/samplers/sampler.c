@@ -17,7 +17,7 @@ hd_status hd_sampler_refuse(const hd_sampler *s, const char *format, ...)
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
-    return hd_fail(HD_ERR_UNSUPPORTED, "%s: %s: %s", s->source, s->class->diffusers, text);
+    return hd_fail(HD_ERR_UNSUPPORTED, "%s: %s: %s", s->source, s->kind->diffusers, text);
 }
 
 const char *hd_sampler_name(const hd_sampler *s)
@@ -27,7 +27,7 @@ const char *hd_sampler_name(const hd_sampler *s)
 
 const char *hd_sampler_class_name(const hd_sampler *s)
 {
-    return s->class->diffusers;
+    return s->kind->diffusers;
 }
 
 int64_t hd_sampler_calls(const hd_sampler *s)
@@ -215,29 +215,29 @@ float *hd_sampler_rotate(hd_sampler *s, int count)
 hd_status hd_sampler_step(hd_sampler *s, const float *output, float *latent, const hd_noise *noise)
 {
     HD_ENSURE(s->at < s->count);
-    HD_TRY(s->class->step(s, output, latent, noise));
+    HD_TRY(s->kind->step(s, output, latent, noise));
     s->at++;
     return HD_OK;
 }
 
 static hd_status read_config(hd_sampler *s, bool named, const char *settings)
 {
-    const hd_sampler_class *class = s->class;
-    hd_sampler_config_init(&s->config, class->keys);
+    const hd_sampler_class *kind = s->kind;
+    hd_sampler_config_init(&s->config, kind->keys);
     if (s->options.config)
-        HD_TRY(hd_sampler_config_read(&s->config, class->keys, class->diffusers, s->options.config,
+        HD_TRY(hd_sampler_config_read(&s->config, kind->keys, kind->diffusers, s->options.config,
                                       false));
     if (named && settings) {
         hd_json_doc *doc;
         HD_TRY(hd_json_parse(&doc, s->name, settings, strlen(settings)));
-        hd_status status = hd_sampler_config_read(&s->config, class->keys, class->diffusers,
+        hd_status status = hd_sampler_config_read(&s->config, kind->keys, kind->diffusers,
                                                   hd_json_root(doc), true);
         hd_json_free(doc);
         HD_TRY(status);
     }
     if (s->options.settings)
-        HD_TRY(hd_sampler_config_read(&s->config, class->keys, class->diffusers,
-                                      s->options.settings, true));
+        HD_TRY(hd_sampler_config_read(&s->config, kind->keys, kind->diffusers, s->options.settings,
+                                      true));
     return HD_OK;
 }
 
@@ -254,12 +254,12 @@ static hd_status check_family(const hd_sampler *s)
         HD_TRY(hd_json_to_string(hd_json_get(config, "prediction_type"), &prediction));
     bool flow_model =
         strncmp(class_name, "FlowMatch", 9) == 0 || strcmp(prediction, "flow_prediction") == 0;
-    if (s->class->flow && !flow_model && class_name[0])
+    if (s->kind->flow && !flow_model && class_name[0])
         return hd_fail(HD_ERR_ARGUMENT,
                        "%s: the model is no flow model (_class_name is \"%s\"), sampler %s cannot "
                        "run it",
                        s->source, class_name, s->name);
-    if (!s->class->flow && strncmp(class_name, "FlowMatch", 9) == 0)
+    if (!s->kind->flow && strncmp(class_name, "FlowMatch", 9) == 0)
         return hd_fail(HD_ERR_ARGUMENT,
                        "%s: the model is a flow model (_class_name is \"%s\"), sampler %s cannot "
                        "run it; use flow-euler",
@@ -274,21 +274,21 @@ static hd_status check_options(const hd_sampler *s)
     if (o->steps < 1 || o->steps > 100000)
         return hd_fail(HD_ERR_ARGUMENT, "sampler: %lld steps; 1 to 100000 are possible",
                        (long long)o->steps);
-    if (!s->class->flow && o->steps > s->config.num_train_timesteps)
+    if (!s->kind->flow && o->steps > s->config.num_train_timesteps)
         return hd_fail(HD_ERR_ARGUMENT, "sampler: %lld steps, but the model has %lld timesteps",
                        (long long)o->steps, (long long)s->config.num_train_timesteps);
     if (o->image_to_image && !(o->strength > 0 && o->strength <= 1))
         return hd_fail(HD_ERR_ARGUMENT, "sampler: strength is %g, must be more than 0, up to 1",
                        o->strength);
-    if (o->image_to_image && s->class->no_start_in_the_middle)
+    if (o->image_to_image && s->kind->no_start_in_the_middle)
         return hd_fail(HD_ERR_ARGUMENT, "sampler: %s does not start from a picture with a strength",
                        s->name);
     if (!(o->eta >= 0 && o->eta <= 1))
         return hd_fail(HD_ERR_ARGUMENT, "sampler: eta is %g, must be 0 to 1", o->eta);
-    if (o->eta != 0 && strcmp(s->class->name, "ddim") != 0)
+    if (o->eta != 0 && !s->kind->has_eta)
         return hd_fail(HD_ERR_ARGUMENT, "sampler: eta is %g, but %s has no eta; only ddim has",
                        o->eta, s->name);
-    if (o->sigmas && !s->class->flow)
+    if (o->sigmas && !s->kind->flow)
         return hd_fail(HD_ERR_ARGUMENT,
                        "sampler: %s takes no levels of noise; only flow-euler does", s->name);
     return HD_OK;
@@ -301,9 +301,9 @@ static hd_status set_begin(hd_sampler *s)
     const hd_sampler_options *o = &s->options;
     if (!o->image_to_image) return HD_OK;
     double wanted = (double)o->steps * o->strength;
-    int64_t skipped = s->class->flow ? (int64_t)((double)o->steps - fmin(wanted, (double)o->steps))
-                                     : o->steps - (int64_t)wanted;
-    s->begin = skipped * s->class->calls_per_step;
+    int64_t skipped = s->kind->flow ? (int64_t)((double)o->steps - fmin(wanted, (double)o->steps))
+                                    : o->steps - (int64_t)wanted;
+    s->begin = skipped * s->kind->calls_per_step;
     if (skipped >= o->steps || s->begin >= s->count)
         return hd_fail(HD_ERR_ARGUMENT,
                        "sampler: strength %g of %lld steps leaves no step to run; use %g or more, "
@@ -317,13 +317,13 @@ static hd_status take_memory(hd_sampler *s)
     s->rows = s->options.rows;
     s->row_values = s->options.row_values;
     s->values = s->rows * s->row_values;
-    size_t tensors = (size_t)s->class->history + 2;
+    size_t tensors = (size_t)s->kind->history + 2;
     s->memory = calloc(tensors * (size_t)s->values + (size_t)s->row_values, sizeof(float));
     if (!s->memory)
         return hd_fail(HD_ERR_NOMEM, "sampler: no memory for %zu latents of %lld values", tensors,
                        (long long)s->values);
     float *next = s->memory;
-    for (int i = 0; i < s->class->history; i++, next += s->values)
+    for (int i = 0; i < s->kind->history; i++, next += s->values)
         s->history[i] = next;
     s->x0 = next;
     s->noise = next + s->values;
@@ -336,15 +336,15 @@ static hd_status create(hd_sampler *s)
     const hd_sampler_entry *entry;
     bool named;
     HD_TRY(hd_sampler_find(s->options.name, s->options.config, &entry, &named));
-    s->class = entry->class;
-    s->name = named ? entry->name : entry->class->name;
+    s->kind = entry->kind;
+    s->name = named ? entry->name : entry->kind->name;
     snprintf(s->source, sizeof s->source, "%s",
              s->options.config ? hd_json_name(s->options.config) : "sampler");
     HD_TRY(check_family(s));
     HD_TRY(read_config(s, named, entry->settings));
     HD_TRY(check_options(s));
     s->init_noise_sigma = 1.0f;
-    HD_TRY(s->class->prepare(s));
+    HD_TRY(s->kind->prepare(s));
     HD_TRY(set_begin(s));
     HD_TRY(take_memory(s));
     s->options.name = NULL;

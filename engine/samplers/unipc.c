@@ -30,8 +30,8 @@ static const hd_sampler_key unipc_keys[] = {
     {.name = "use_dynamic_shifting"},
     {.name = "time_shift_type"},
     HD_SAMPLER_SIGMA_RANGE_KEYS,
-    {.name = "shift_terminal", .def = NAN},
-    {NULL},
+    {.name = "shift_terminal", .def = (double)NAN},
+    {.name = NULL},
 };
 
 enum { MOST_ORDER = 3, LAST_LATENT = MOST_ORDER + 1 };

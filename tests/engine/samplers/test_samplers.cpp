@@ -2,6 +2,7 @@
 // with the made-up network of tools/fixtures/samplers.py.
 #include "engine/samplers/sampler.h"
 
+#include <cmath>
 #include <memory>
 
 #include "support/catch.h"
