@@ -2,6 +2,7 @@
 add_library(heddle_warnings INTERFACE)
 target_compile_options(heddle_warnings INTERFACE
     -Wall -Wextra -Wshadow -Wdouble-promotion -Wvla -Werror
+    $<$<COMPILE_LANGUAGE:CXX>:-Wno-missing-field-initializers> # C++ has no other way to leave fields out
     $<$<C_COMPILER_ID:GNU>:-Wno-format-truncation> # snprintf cuts on purpose: messages and paths are bounded
     # clang warns of {NULL} as the end of a table, and of INFINITY where a double is wanted
     $<$<C_COMPILER_ID:Clang>:-Wno-missing-field-initializers -Wno-double-promotion>

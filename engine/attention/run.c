@@ -144,7 +144,7 @@ hd_status hd_attention_run_create(hd_attention_run **out, const hd_processor_lis
     if (!run) return hd_fail(HD_ERR_NOMEM, "processors: no memory for the run");
     run->steps = steps;
     hd_status status = processors ? hd_json_expect(processors, HD_JSON_ARRAY) : HD_OK;
-    int64_t count = status == HD_OK ? hd_json_count(processors) : 0;
+    int64_t count = processors && status == HD_OK ? hd_json_count(processors) : 0;
     if (count > 0) {
         run->processor = calloc((size_t)count, sizeof *run->processor);
         if (!run->processor)

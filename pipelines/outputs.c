@@ -1,0 +1,83 @@
+/* pipelines/outputs.c: the last metres of a picture. */
+#include "pipelines/outputs.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "codecs/image_ops.h"
+#include "codecs/png.h"
+#include "engine/arena.h"
+#include "engine/ops/elementwise.h"
+
+hd_status hd_decode_picture(const hd_exec *ex, const hd_vae_kl *vae, const hd_picture_size *z,
+                            bool tiling, const float *latent, hd_image *image)
+{
+    size_t mark = hd_arena_mark(ex->arena);
+    const hd_vae_kl_config *c = hd_vae_kl_configuration(vae);
+    hd_tensor first = hd_tensor_of((void *)latent, HD_F32,
+                                   hd_shape4(1, z->channels, z->latent_height, z->latent_width));
+    hd_tensor last = hd_arena_tensor(ex->arena, HD_F32,
+                                     hd_shape4(1, z->latent_height, z->latent_width, z->channels));
+    hd_tensor x = hd_arena_tensor(ex->arena, HD_F32, hd_shape4(1, z->height, z->width, 3));
+    hd_status status = hd_nchw_to_nhwc(ex, last, first);
+    if (status == HD_OK && !ex->recording) {
+        float *v = last.data; // divided, not multiplied by a reciprocal: diffusers' bytes
+        for (int64_t i = 0; i < z->latent_values; i++)
+            v[i] = v[i] / (float)c->scaling_factor + (float)c->shift_factor;
+    }
+    if (status == HD_OK)
+        status = tiling ? hd_vae_kl_decode_tiled(ex, vae, NULL, x, last, 0)
+                        : hd_vae_kl_decode(ex, vae, NULL, x, last);
+    if (status == HD_OK && !ex->recording)
+        status = hd_image_create(image, z->width, z->height, "picture");
+    if (status == HD_OK && !ex->recording) hd_image_from_f32(image, x.data);
+    hd_arena_rewind(ex->arena, mark);
+    return status;
+}
+
+char *hd_output_name(const char *path, int64_t index, int64_t batch)
+{
+    if (batch == 1) return strdup(path);
+    const char *slash = strrchr(path, '/'), *dot = strrchr(path, '.');
+    size_t stem =
+        dot && dot > path && (!slash || dot > slash + 1) ? (size_t)(dot - path) : strlen(path);
+    size_t bytes = strlen(path) + 32;
+    char *name = malloc(bytes);
+    if (name) snprintf(name, bytes, "%.*s-%" PRId64 "%s", (int)stem, path, index, path + stem);
+    return name;
+}
+
+hd_status hd_finish_picture(hd_result *result, const hd_preset *preset, const hd_resolved *made,
+                            int64_t index, hd_image *image)
+{
+    char *json = NULL, *line = NULL, *path = NULL;
+    hd_status status = hd_metadata_json(&json, preset, made);
+    if (status == HD_OK) status = hd_metadata_line(&line, preset, made);
+    if (status == HD_OK && preset->output) {
+        path = hd_output_name(preset->output, index, preset->batch);
+        hd_png_text texts[] = {{"parameters", line}, {"heddle", json}};
+        status = path ? hd_png_write(path, image, texts, 2)
+                      : hd_fail(HD_ERR_NOMEM, "output: no memory for a name");
+    }
+    if (status != HD_OK) {
+        free(json);
+        free(line);
+        free(path);
+        hd_image_free(image);
+        return status;
+    }
+    hd_picture picture = {image->width, image->height, image->rgb, made->seed, json, line, path};
+    *image = (hd_image){0};
+    return hd_result_add(result, picture);
+}
+
+hd_status hd_write_preview(const hd_preset *preset, int64_t index, const hd_image *image)
+{
+    char *path = hd_output_name(preset->preview, index, preset->batch);
+    if (!path) return hd_fail(HD_ERR_NOMEM, "preview: no memory for a name");
+    hd_status status = hd_png_write(path, image, NULL, 0);
+    free(path);
+    return status;
+}

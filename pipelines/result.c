@@ -1,0 +1,105 @@
+/* pipelines/result.c: what a run leaves behind. */
+#include "pipelines/result.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "codecs/png.h"
+
+hd_status hd_result_create(hd_result **out, int pictures)
+{
+    hd_result *r = calloc(1, sizeof *r);
+    if (r) r->picture = calloc((size_t)pictures, sizeof *r->picture);
+    if (!r || !r->picture) {
+        free(r);
+        return hd_fail(HD_ERR_NOMEM, "result: no memory for %d pictures", pictures);
+    }
+    r->room = pictures;
+    r->report.stages = r->stage;
+    r->report.warnings = r->warning;
+    *out = r;
+    return HD_OK;
+}
+
+static void free_picture(hd_picture *p)
+{
+    free((void *)p->rgb);
+    free((void *)p->metadata);
+    free((void *)p->parameters);
+    free((void *)p->path);
+}
+
+void hd_result_free(hd_result *r)
+{
+    if (!r) return;
+    for (int i = 0; i < r->count; i++)
+        free_picture(&r->picture[i]);
+    for (int i = 0; i < r->text_count; i++)
+        free(r->texts[i]);
+    for (int i = 0; i < r->report.warning_count; i++)
+        free((void *)r->warning[i]);
+    free(r->picture);
+    free(r);
+}
+
+const char *hd_result_keep(hd_result *r, const char *text)
+{
+    if (!text || r->text_count == (int)HD_COUNT(r->texts)) return NULL;
+    char *copy = strdup(text);
+    if (copy) r->texts[r->text_count++] = copy;
+    return copy;
+}
+
+void hd_result_stage(hd_result *r, const char *name, double seconds, int steps)
+{
+    int i = 0;
+    while (i < r->report.stage_count && strcmp(r->stage[i].name, name) != 0)
+        i++;
+    if (i == HD_RESULT_MAX_STAGES) return;
+    if (i == r->report.stage_count) r->stage[r->report.stage_count++] = (hd_stage){.name = name};
+    r->stage[i].seconds += seconds;
+    r->stage[i].steps += steps;
+}
+
+void hd_result_warn(hd_result *r, const hd_callbacks *callbacks, const char *text)
+{
+    if (callbacks && callbacks->log) callbacks->log(callbacks->user, HD_LOG_WARNING, text);
+    char *copy = r->report.warning_count < HD_RESULT_MAX_WARNINGS ? strdup(text) : NULL;
+    if (copy) r->warning[r->report.warning_count++] = copy;
+}
+
+hd_status hd_result_add(hd_result *r, hd_picture picture)
+{
+    if (r->count == r->room) {
+        free_picture(&picture);
+        return hd_fail(HD_ERR_INTERNAL, "result: more than %d pictures", r->room);
+    }
+    r->picture[r->count++] = picture;
+    return HD_OK;
+}
+
+int hd_result_count(const hd_result *r)
+{
+    return r ? r->count : 0;
+}
+
+const hd_picture *hd_result_picture(const hd_result *r, int index)
+{
+    return r && index >= 0 && index < r->count ? &r->picture[index] : NULL;
+}
+
+const hd_report *hd_result_report(const hd_result *r)
+{
+    return &r->report;
+}
+
+hd_status hd_result_write_png(const hd_result *r, int index, const char *path)
+{
+    const hd_picture *p = hd_result_picture(r, index);
+    if (!p)
+        return hd_fail(HD_ERR_ARGUMENT, "result: there is no picture %d, there are %d", index,
+                       hd_result_count(r));
+    hd_png_text texts[] = {{"parameters", p->parameters}, {"heddle", p->metadata}};
+    hd_image image = {p->width, p->height, (uint8_t *)p->rgb};
+    return hd_png_write(path, &image, texts, 2);
+}

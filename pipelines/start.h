@@ -1,0 +1,42 @@
+/* pipelines/start.h: what a run starts from: noise, given latents, or a picture; and, decided with
+ * it, the size. */
+#ifndef HD_PIPELINES_START_H
+#define HD_PIPELINES_START_H
+
+#include "codecs/image.h"
+#include "pipelines/model.h"
+
+HD_BEGIN_DECLS
+
+typedef struct hd_picture_size {
+    int64_t width, height; // pixels
+    int64_t latent_width, latent_height, channels;
+    int64_t latent_values; // of one picture
+} hd_picture_size;
+
+typedef struct hd_start {
+    bool picture_given;
+    hd_image picture;      // at the run's size
+    char picture_hash[17]; // of the file
+    float *mean,
+        *deviation; // [channels, latent_height, latent_width]: its latent's distribution, scaled
+    float *latents; // [latents_rows, channels, latent_height, latent_width], unit variance; NULL:
+                    // noise
+    int64_t latents_rows;
+} hd_start;
+
+/* Reads the picture or the latents the preset names and decides the size: what the preset says,
+ * else the picture's (rounded down to the autoencoder's factor), else the latents', else the
+ * model's. `root` is for messages. Free with hd_start_free, on failure too. */
+HD_CHECKED hd_status hd_start_open(hd_start *out, const hd_preset *preset, const hd_json *root,
+                                   const hd_model *model, hd_picture_size *size);
+/* The picture through the encoder. Works on the dry pass. */
+HD_CHECKED hd_status hd_start_encode(hd_start *start, const hd_exec *ex, const hd_vae_kl *vae,
+                                     const hd_picture_size *size, bool tiling);
+/* latent = mean + deviation * noise, [values]. */
+void hd_start_sample(const hd_start *start, const hd_picture_size *size, float *latent,
+                     const float *noise);
+void hd_start_free(hd_start *start);
+
+HD_END_DECLS
+#endif

@@ -1,0 +1,12 @@
+/* sparse/all.h: the sparse accelerators that exist. */
+#ifndef HD_SPARSE_ALL_H
+#define HD_SPARSE_ALL_H
+
+#include "engine/attention/processor.h"
+
+HD_BEGIN_DECLS
+
+extern const hd_processor_list hd_all_accelerators;
+
+HD_END_DECLS
+#endif
