@@ -24,12 +24,15 @@ typedef struct reader {
     png_infop info;
     hd_png *out;
     hd_status status; // what went wrong, HD_OK while nothing did
+    bool no_memory;   // an allocation failed: libpng stops, or leaves out a chunk
 } reader;
 
 // Keeps the first failure: what libpng says afterwards is a consequence.
 static void reader_error(png_structp png, png_const_charp text)
 {
     reader *r = png_get_error_ptr(png);
+    if (r->status == HD_OK && r->no_memory)
+        r->status = hd_fail(HD_ERR_NOMEM, "%s: no memory to read it", r->name);
     if (r->status == HD_OK)
         r->status = hd_fail(HD_ERR_FORMAT, "%s: damaged PNG: %s", r->name, text);
     png_longjmp(png, 1);
@@ -45,8 +48,11 @@ static void reader_warning(png_structp png, png_const_charp text)
 // libpng reserves what the header of a chunk claims, its own limit being a mere warning.
 static png_voidp reader_malloc(png_structp png, png_alloc_size_t bytes)
 {
-    (void)png;
-    return bytes <= PIECE_MAX_BYTES ? malloc(bytes) : NULL;
+    reader *r = png_get_mem_ptr(png);
+    if (bytes > PIECE_MAX_BYTES) return NULL;
+    void *memory = malloc(bytes);
+    if (!memory) r->no_memory = true;
+    return memory;
 }
 
 static void reader_free(png_structp png, png_voidp memory)
@@ -220,7 +226,7 @@ static hd_status take_texts(reader *r)
 
 static hd_status read_png(reader *r)
 {
-    r->png = png_create_read_struct_2(PNG_LIBPNG_VER_STRING, r, reader_error, reader_warning, NULL,
+    r->png = png_create_read_struct_2(PNG_LIBPNG_VER_STRING, r, reader_error, reader_warning, r,
                                       reader_malloc, reader_free);
     if (r->png) r->info = png_create_info_struct(r->png);
     if (!r->info) {
@@ -229,6 +235,8 @@ static hd_status read_png(reader *r)
     }
     png_set_read_fn(r->png, r, reader_fetch);
     hd_status status = decode(r) ? take_texts(r) : r->status;
+    if (status == HD_OK && r->no_memory)
+        status = hd_fail(HD_ERR_NOMEM, "%s: no memory to read its texts", r->name);
     png_destroy_read_struct(&r->png, &r->info, NULL);
     if (status != HD_OK) hd_png_free(r->out);
     return status;

@@ -20,19 +20,38 @@ typedef struct writer {
     uint8_t *data; // what was encoded so far
     size_t bytes, room;
     hd_status status;
+    bool no_memory; // an allocation of libpng's failed
 } writer;
 
 static void writer_error(png_structp png, png_const_charp text)
 {
     writer *w = png_get_error_ptr(png);
+    if (w->status == HD_OK && w->no_memory)
+        w->status = hd_fail(HD_ERR_NOMEM, "PNG: no memory to write one");
     if (w->status == HD_OK) w->status = hd_fail(HD_ERR_ARGUMENT, "PNG: %s", text);
     png_longjmp(png, 1);
 }
 
-// A picture or text that libpng would change or leave out is not written at all.
+// A picture or text that libpng would change or leave out is not written at all. It may be called
+// from within zlib, so it does not jump.
 static void writer_warning(png_structp png, png_const_charp text)
 {
-    png_error(png, text);
+    writer *w = png_get_error_ptr(png);
+    if (w->status == HD_OK && !w->no_memory) w->status = hd_fail(HD_ERR_ARGUMENT, "PNG: %s", text);
+}
+
+static png_voidp writer_malloc(png_structp png, png_alloc_size_t bytes)
+{
+    writer *w = png_get_mem_ptr(png);
+    void *memory = malloc(bytes);
+    if (!memory) w->no_memory = true;
+    return memory;
+}
+
+static void writer_free(png_structp png, png_voidp memory)
+{
+    (void)png;
+    free(memory);
 }
 
 static void writer_append(png_structp png, png_bytep from, size_t count)
@@ -103,7 +122,8 @@ hd_status hd_png_encode(void **out, size_t *out_bytes, const hd_image *image,
                         const hd_png_text *texts, int text_count)
 {
     writer w = {.image = image, .texts = texts, .text_count = text_count};
-    w.png = png_create_write_struct(PNG_LIBPNG_VER_STRING, &w, writer_error, writer_warning);
+    w.png = png_create_write_struct_2(PNG_LIBPNG_VER_STRING, &w, writer_error, writer_warning, &w,
+                                      writer_malloc, writer_free);
     if (w.png) w.info = png_create_info_struct(w.png);
     if (!w.info) {
         png_destroy_write_struct(&w.png, NULL);
@@ -112,7 +132,7 @@ hd_status hd_png_encode(void **out, size_t *out_bytes, const hd_image *image,
     png_set_write_fn(w.png, &w, writer_append, writer_flush);
     bool done = encode(&w);
     png_destroy_write_struct(&w.png, &w.info);
-    if (!done) {
+    if (!done || w.status != HD_OK) {
         free(w.data);
         return w.status;
     }

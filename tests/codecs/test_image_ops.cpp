@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "codecs/image_ops.h"
+#include "support/alloc_fail.h"
 #include "support/catch.h"
 #include "support/fixture.h"
 
@@ -81,4 +82,17 @@ TEST_CASE("image: enlarging repeats pixels", "[codecs]")
             for (int c = 0; c < 3; c++)
                 CHECK(out.rgb[(y * 6 + x) * 3 + c] == rgb[((y / 3) * 2 + x / 3) * 3 + c]);
     hd_image_free(&out);
+}
+
+TEST_CASE("image: no memory, at any allocation, is said and leaves nothing", "[codecs]")
+{
+    Fixture fixture = fixture_open("png/resize.safetensors");
+    hd_image source = view(fixture["source"]);
+    int64_t count = fail_each_allocation([&] {
+        hd_image out = {};
+        hd_status status = hd_image_resize(&out, &source, 20, 20);
+        hd_image_free(&out);
+        return status;
+    });
+    CHECK(count == 10); // twice four tables of weights and a picture
 }

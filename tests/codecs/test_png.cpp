@@ -6,6 +6,7 @@
 #include <fstream>
 
 #include "codecs/png.h"
+#include "support/alloc_fail.h"
 #include "support/catch.h"
 #include "support/fixture.h"
 
@@ -118,7 +119,8 @@ TEST_CASE("png: damaged and hostile files are refused by name", "[codecs]")
     Png p;
     CHECK_FAILS(hd_png_read(&p, "/no/such/picture.png"), HD_ERR_IO,
                 "/no/such/picture.png: cannot be opened: No such file");
-    CHECK_FAILS(hd_png_read(&p, fixture_path("").c_str()), HD_ERR_IO, "cannot be read: Is a directory");
+    CHECK_FAILS(hd_png_read(&p, fixture_path("").c_str()), HD_ERR_IO,
+                "cannot be read: Is a directory");
     CHECK_FAILS(hd_png_decode(&p, "GIF89a..........", 16, "a.png"), HD_ERR_FORMAT,
                 "a.png: not a PNG file");
     CHECK_FAILS(hd_png_decode(&p, "", 0, "a.png"), HD_ERR_FORMAT, "ends after 0 bytes");
@@ -177,4 +179,26 @@ TEST_CASE("png: what cannot be written says where and why", "[codecs]")
     fs::remove(path);
     CHECK_FAILS(hd_png_write(path.c_str(), &image, &text, 1), HD_ERR_ARGUMENT, path);
     CHECK(!fs::exists(path));
+}
+
+TEST_CASE("png: no memory, at any allocation, is said and leaves nothing", "[codecs]")
+{
+    std::string file = fixture_text("png/texts.png");
+    int64_t reads = fail_each_allocation([&] {
+        hd_png png = {};
+        hd_status status = hd_png_decode(&png, file.data(), file.size(), "memory");
+        hd_png_free(&png);
+        return status;
+    });
+    CHECK(reads > 10); // libpng's own among them
+    auto rgb = gradient(64, 64);
+    hd_image image = {64, 64, rgb.data()};
+    hd_png_text text = {"key", "\u9b5a"};
+    fail_each_allocation([&] {
+        void *data = nullptr;
+        size_t bytes = 0;
+        hd_status status = hd_png_encode(&data, &bytes, &image, &text, 1);
+        free(data);
+        return status;
+    });
 }
