@@ -182,7 +182,7 @@ static void help_text(char *text, size_t bytes, const hd_option *o, const hd_par
     const hd_param *row = o->field && fields ? hd_params_find(fields, o->field) : NULL;
     const char *help = o->help ? o->help : row && row->help ? row->help : "";
     char limits[300] = "";
-    if (row && o->value) hd_param_limits(limits, sizeof limits, row);
+    if (row && o->value && !o->help) hd_param_limits(limits, sizeof limits, row);
     snprintf(text, bytes, "%s%s%s%s", help, limits[0] ? " (" : "", limits, limits[0] ? ")" : "");
 }
 

@@ -44,8 +44,8 @@ const char *hd_args_value(const hd_args *args, const char *name);
  * is wanted ("a preset or a picture"). */
 HD_CHECKED hd_status hd_args_word(const hd_args *args, const char *what, const char **out);
 
-/* The options, a line or more each, wrapped at `columns`. Ranges, defaults and help of options with
- * a field come from `fields`, which may be NULL. */
+/* The options, a line or more each, wrapped at `columns`. Options with a field and no help of their
+ * own take help, range and default from `fields`, which may be NULL. */
 void hd_options_print(const hd_option *options, const hd_param *fields, int columns, FILE *to);
 
 HD_END_DECLS

@@ -40,18 +40,24 @@ static void duration_text(char *text, size_t bytes, double seconds)
         snprintf(text, bytes, "%lld:%02lld", whole / 60, whole % 60);
 }
 
-// "12/25  1.21 s/step  0:16 left"; "" for a stage that is not counted.
+// "12/25  1.21 s/step  0:16 left"; "48 %  0:16 left" where steps are not timed, as bytes that are
+// read; "" for a stage that is not counted.
 static void count_text(char *text, size_t bytes, const hd_progress *p)
 {
     text[0] = 0;
     if (p->count <= 1) return;
-    int used = snprintf(text, bytes, "%d/%d", p->step, p->count);
-    if (p->step == 0) return;
+    if (p->step == 0) {
+        snprintf(text, bytes, "0/%d", p->count);
+        return;
+    }
     double left = p->elapsed_seconds / p->step * (p->count - p->step);
     char left_text[40];
     duration_text(left_text, sizeof left_text, left);
-    snprintf(text + used, bytes - (size_t)used, "  %.*f s/step  %s left",
-             p->step_seconds < 10 ? 2 : 1, p->step_seconds, left_text);
+    if (p->step_seconds > 0)
+        snprintf(text, bytes, "%d/%d  %.*f s/step  %s left", p->step, p->count,
+                 p->step_seconds < 10 ? 2 : 1, p->step_seconds, left_text);
+    else
+        snprintf(text, bytes, "%d %%  %s left", (int)(100.0 * p->step / p->count), left_text);
 }
 
 char *hd_progress_line(char *text, size_t bytes, int columns, const hd_progress *p)

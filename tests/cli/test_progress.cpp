@@ -26,6 +26,7 @@ TEST_CASE("progress: steps, time per step and time left", "[cli]")
     CHECK(line(80, {"load", 0, 1, 0, 0}) == "load ...");
     CHECK(line(80, {"sample", 0, 25, 0, 0}).find("0/25") != std::string::npos);
     CHECK(line(80, {"sample", 0, 25, 0, 0}).find("left") == std::string::npos);
+    CHECK(line(80, {"load", 1024, 2048, 0, 3}).find("50 %  0:03 left") != std::string::npos);
     CHECK(line(200, {"sample", 1, 3601, 2, 2}).find("2:00:00 left") != std::string::npos);
 }
 

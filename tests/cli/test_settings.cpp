@@ -4,6 +4,7 @@
 #include <string>
 
 #include "cli/settings.h"
+#include "support/alloc_fail.h"
 #include "support/catch.h"
 
 namespace
@@ -123,4 +124,18 @@ TEST_CASE("settings: an option's value is checked under the option's name", "[cl
     if (status == HD_OK) status = hd_setting_put(&json.text, "a.json", "prompt", value);
     CHECK_FAILS(status, HD_ERR_FORMAT, "not UTF-8");
     free(value);
+}
+
+TEST_CASE("settings: no memory, at any allocation, changes nothing", "[cli]")
+{
+    for (auto assignment : {"processors[0].tau=0.5", "prompt=a red fish", "a.b[0]=no json"}) {
+        const char *start = R"({"seed": 3, "processors": [{"use": "temperature"}]})";
+        fail_each_allocation([&] {
+            Json json(start);
+            if (!json.text) return hd_fail(HD_ERR_NOMEM, "no memory for the test");
+            hd_status status = hd_setting_assign(&json.text, "a.json", assignment);
+            if (status != HD_OK) CHECK(std::string(json.text) == start);
+            return status;
+        });
+    }
 }

@@ -1,0 +1,49 @@
+/* cli/generate.c: heddle generate: a run described by options alone. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "cli/job.h"
+
+static hd_status check_words(const hd_args *args)
+{
+    for (int i = 0; i < args->count; i++)
+        if (!args->list[i].option)
+            return hd_fail(HD_ERR_ARGUMENT,
+                           "unexpected \"%.80s\"; a prompt is given with --prompt \"...\"",
+                           args->list[i].value);
+    if (!hd_args_has(args, "prompt"))
+        return hd_fail(HD_ERR_ARGUMENT, "--prompt is missing: --prompt \"a red fish\"");
+    return HD_OK;
+}
+
+static int generate(const hd_command *command, int argc, char **argv)
+{
+    hd_args args = {0};
+    hd_status status = hd_args_parse(&args, command->options, argc, argv);
+    if (status != HD_OK) return hd_command_fail(status, command, hd_command_wants_json(argc, argv));
+    int code = HD_EXIT_OK;
+    bool json = hd_args_has(&args, "json");
+    char *run = strdup("{}");
+    if (!run) status = hd_fail(HD_ERR_NOMEM, "no memory");
+    if (status == HD_OK && !hd_args_has(&args, "help")) status = check_words(&args);
+    if (status != HD_OK)
+        code = hd_command_fail(status, command, json);
+    else if (hd_args_has(&args, "help"))
+        hd_command_help(command, stdout);
+    else
+        code = hd_job_run(command, &args, &run, "command line");
+    free(run);
+    hd_args_free(&args);
+    return code;
+}
+
+const hd_command hd_command_generate = {
+    .name = "generate",
+    .usage = "--prompt TEXT [options]",
+    .summary = "draws pictures from a prompt",
+    .details = "Prompts are literal: nothing in them is special. Sampler and size are the model's "
+               "own unless\ngiven. Each picture carries its parameters; heddle run PICTURE repeats "
+               "it. Ctrl-C stops\nwithin a step, and pictures finished before are kept.",
+    .options = hd_job_options,
+    .run = generate,
+};

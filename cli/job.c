@@ -1,0 +1,163 @@
+/* cli/job.c: from options and JSON to a finished run and what is said about it.
+ *
+ * SIGINT and SIGTERM set a flag that the run asks for; a second one ends the program at once. */
+#include "cli/job.h"
+
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "cli/defaults.h"
+#include "cli/progress.h"
+#include "cli/report.h"
+#include "cli/settings.h"
+
+const hd_option hd_job_options[] = {
+    {0, NULL, NULL, NULL, "The picture:"},
+    {'p', "prompt", "TEXT", "prompt", NULL},
+    {'n', "negative", "TEXT", "negative", NULL},
+    {'m', "model", "DIR", "model",
+     "model folder in diffusers' layout (default: the starter model)"},
+    {'o', "output", "FILE", "output",
+     "PNG to write, replacing what is there; a batch writes FILE-0.png, FILE-1.png ... (default: "
+     "heddle-SEED.png, never replacing)"},
+    {'s', "seed", "N", "seed",
+     "0 to 18446744073709551615; picture i of a batch has seed N + i (default: random)"},
+    {'b', "batch", "N", "batch", NULL},
+    {'W', "width", "N", "width", NULL},
+    {'H', "height", "N", "height", NULL},
+    {0, NULL, NULL, NULL, "How it is drawn:"},
+    {0, "steps", "N", "steps", NULL},
+    {0, "sampler", "NAME", "sampler", NULL},
+    {0, "guidance", "X", "guidance", NULL},
+    {0, "guidance-rescale", "X", "guidance_rescale", NULL},
+    {0, "clip-skip", "N", "clip_skip", NULL},
+    {0, "rng", "NAME", "rng", NULL},
+    {0, "precision", "NAME", "precision", NULL},
+    {0, "threads", "N", "threads", NULL},
+    {0, "vae-tiling", NULL, "vae_tiling", NULL},
+    {0, "set", "PATH=VALUE", NULL,
+     "any field of the run, as in --set processors[0].tau=0.8; may be given often"},
+    {0, NULL, NULL, NULL, "From and to files:"},
+    {'i', "init-image", "FILE", "init_image", NULL},
+    {0, "strength", "X", "strength", NULL},
+    {0, "latents-in", "FILE", "latents_in", NULL},
+    {0, "latents-out", "FILE", "latents_out", NULL},
+    {0, "preview", "FILE", "preview", NULL},
+    {0, "preview-every", "N", "preview_every", NULL},
+    {0, NULL, NULL, NULL, "What is said:"},
+    {0, "json", NULL, NULL, "one JSON object on stdout: pictures, seeds, times; errors too"},
+    {'v', "verbose", NULL, NULL, "times, memory and decisions on stderr"},
+    {'q', "quiet", NULL, NULL, "nothing but errors"},
+    {'h', "help", NULL, NULL, "this text"},
+    {0},
+};
+
+static volatile sig_atomic_t stop_asked; // a signal handler can reach nothing else
+
+static void on_stop(int signal_number)
+{
+    (void)signal_number;
+    if (stop_asked) _exit(HD_EXIT_STOPPED);
+    stop_asked = 1;
+}
+
+static void listen_for_stop(void)
+{
+    struct sigaction action = {.sa_handler = on_stop};
+    sigemptyset(&action.sa_mask);
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+}
+
+typedef struct job {
+    hd_progress_bar bar;
+    bool quiet, verbose;
+} job;
+
+static void on_progress(void *user, const hd_progress *progress)
+{
+    job *j = user;
+    if (!stop_asked) hd_progress_bar_update(&j->bar, progress);
+}
+
+static bool on_cancel(void *user)
+{
+    job *j = user;
+    if (stop_asked) hd_progress_bar_clear(&j->bar);
+    return stop_asked != 0;
+}
+
+static void on_log(void *user, hd_log_level level, const char *text)
+{
+    job *j = user;
+    if (j->quiet || (level == HD_LOG_INFO && !j->verbose)) return;
+    hd_progress_bar_clear(&j->bar);
+    fprintf(stderr, "%s%s\n", level == HD_LOG_WARNING ? "warning: " : "", text);
+}
+
+// The options that set fields, and --set, in the order they were given.
+static hd_status apply_options(const hd_args *args, char **json, const char *name)
+{
+    for (int i = 0; i < args->count; i++) {
+        const hd_option *o = args->list[i].option;
+        const char *text = args->list[i].value;
+        hd_status status = HD_OK;
+        if (o && o->field) {
+            char what[80], *value = NULL;
+            snprintf(what, sizeof what, "--%s", o->name);
+            status = hd_setting_value(&value, o->field, text ? text : "true", what);
+            if (status == HD_OK) status = hd_setting_put(json, name, o->field, value);
+            free(value);
+        } else if (o && strcmp(o->name, "set") == 0) {
+            status = hd_setting_assign(json, name, text);
+        }
+        if (status != HD_OK) return status;
+    }
+    return HD_OK;
+}
+
+static hd_status draw(char *json, const char *name, job *j, hd_result **out)
+{
+    hd_context *context = NULL;
+    hd_callbacks callbacks = {
+        .user = j, .progress = on_progress, .cancel = on_cancel, .log = on_log};
+    listen_for_stop();
+    HD_TRY(hd_context_create(&context, NULL));
+    hd_status status = hd_context_run(context, json, name, &callbacks, out);
+    hd_progress_bar_clear(&j->bar);
+    hd_context_free(context);
+    return status;
+}
+
+static int report(const hd_command *command, hd_status status, const hd_result *result, bool json,
+                  const job *j)
+{
+    if (status != HD_OK && status != HD_ERR_CANCELLED)
+        return hd_command_fail(status, command, json);
+    if (json)
+        hd_report_json(status, result);
+    else if (status == HD_ERR_CANCELLED)
+        hd_report_stopped(result);
+    else if (!j->quiet)
+        hd_report_pictures(result);
+    if (j->verbose && status == HD_OK) hd_report_verbose(result);
+    int said = hd_command_done();
+    return status == HD_ERR_CANCELLED ? HD_EXIT_STOPPED : said;
+}
+
+int hd_job_run(const hd_command *command, const hd_args *args, char **json, const char *name)
+{
+    bool as_json = hd_args_has(args, "json");
+    job j = {.quiet = hd_args_has(args, "quiet"), .verbose = hd_args_has(args, "verbose")};
+    hd_status status = apply_options(args, json, name);
+    if (status == HD_OK) status = hd_defaults_put(json, name);
+    if (status != HD_OK) return hd_command_fail(status, command, as_json);
+    j.bar = hd_progress_bar_begin(stderr, j.quiet);
+    hd_result *result = NULL;
+    status = draw(*json, name, &j, &result);
+    int code = report(command, status, result, as_json, &j);
+    hd_result_free(result);
+    return code;
+}

@@ -1,0 +1,41 @@
+/* cli/run.c: heddle run: a run from a preset or from a picture, with options on top. */
+#include <stdlib.h>
+
+#include "cli/job.h"
+
+static int run_file(const hd_command *command, const hd_args *args)
+{
+    const char *path = NULL;
+    char *preset = NULL;
+    hd_status status = hd_args_word(args, "a preset or a picture", &path);
+    if (status == HD_OK) status = hd_preset_read(path, &preset);
+    if (status != HD_OK) return hd_command_fail(status, command, hd_args_has(args, "json"));
+    int code = hd_job_run(command, args, &preset, path);
+    hd_text_free(preset);
+    return code;
+}
+
+static int run(const hd_command *command, int argc, char **argv)
+{
+    hd_args args = {0};
+    hd_status status = hd_args_parse(&args, command->options, argc, argv);
+    if (status != HD_OK) return hd_command_fail(status, command, hd_command_wants_json(argc, argv));
+    int code = HD_EXIT_OK;
+    if (hd_args_has(&args, "help"))
+        hd_command_help(command, stdout);
+    else
+        code = run_file(command, &args);
+    hd_args_free(&args);
+    return code;
+}
+
+const hd_command hd_command_run = {
+    .name = "run",
+    .usage = "PRESET.json|PICTURE.png [options]",
+    .summary = "draws what a preset describes, or repeats a picture",
+    .details = "A preset is one JSON object (presets/schema.json). Options come on top of it, in "
+               "their order.\nWhere a picture was written is never taken from it: name it with "
+               "--output.",
+    .options = hd_job_options,
+    .run = run,
+};
