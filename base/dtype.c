@@ -91,10 +91,9 @@ static const hd_dtype_loops *best_loops(void)
         &hd_dtype_plain,
     };
     unsigned has = hd_cpu_features();
-    size_t i = 0;
-    while ((has & sets[i]->needs) != sets[i]->needs)
-        i++; // ends at the plain set, which needs nothing
-    return sets[i];
+    for (size_t i = 0; i + 1 < HD_COUNT(sets); i++)
+        if ((has & sets[i]->needs) == sets[i]->needs) return sets[i];
+    return &hd_dtype_plain;
 }
 
 hd_status hd_convert_to_f32(float *out, const void *in, hd_dtype dtype, int64_t count)

@@ -23,6 +23,13 @@ hd_status hd_fail_at(const char *file, int line, hd_status status, const char *f
  * nothing for HD_OK. */
 hd_status hd_note(hd_status status, const char *format, ...) HD_PRINTF(2, 3);
 
+#ifdef __clang_analyzer__
+/* The analyser sees one file at a time: it has to be told that a failure is not HD_OK. */
+#undef hd_fail
+#define hd_fail(status, ...)                                                                       \
+    ((void)hd_fail_at(__FILE__, __LINE__, (status), __VA_ARGS__), (hd_status)(status))
+#endif
+
 /* "engine/arena.c:41" of the last failure: for --verbose and bug reports. */
 const char *hd_message_origin(void);
 /* Replaces this thread's message as a whole: brings a worker's failure back to its caller. */

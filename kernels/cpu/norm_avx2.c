@@ -14,12 +14,12 @@ V8_INLINE void sum_block(double *sum, double *square, const void *x, hd_dtype dt
                          int64_t channels, int64_t first)
 {
     __m256d s[SUM_BLOCK / 4], q[SUM_BLOCK / 4];
-    for (int i = 0; i < SUM_BLOCK / 4; i++) {
+    for (int64_t i = 0; i < SUM_BLOCK / 4; i++) {
         s[i] = _mm256_loadu_pd(sum + first + 4 * i);
         q[i] = _mm256_loadu_pd(square + first + 4 * i);
     }
     for (int64_t r = 0; r < rows; r++)
-        for (int i = 0; i < SUM_BLOCK / 4; i += 2) {
+        for (int64_t i = 0; i < SUM_BLOCK / 4; i += 2) {
             __m256 v = v8_load(x, dtype, r * channels + first + 4 * i, 8);
             __m256d low = _mm256_cvtps_pd(_mm256_castps256_ps128(v));
             __m256d high = _mm256_cvtps_pd(_mm256_extractf128_ps(v, 1));
@@ -28,7 +28,7 @@ V8_INLINE void sum_block(double *sum, double *square, const void *x, hd_dtype dt
             s[i + 1] = _mm256_add_pd(s[i + 1], high);
             q[i + 1] = _mm256_fmadd_pd(high, high, q[i + 1]);
         }
-    for (int i = 0; i < SUM_BLOCK / 4; i++) {
+    for (int64_t i = 0; i < SUM_BLOCK / 4; i++) {
         _mm256_storeu_pd(sum + first + 4 * i, s[i]);
         _mm256_storeu_pd(square + first + 4 * i, q[i]);
     }

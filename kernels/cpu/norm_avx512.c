@@ -13,7 +13,7 @@ typedef struct sums64 {
     __m512d sum[SUM_BLOCK / 8], square[SUM_BLOCK / 8];
 } sums64;
 
-V16_INLINE void add_squares(sums64 *s, int at, __m256 x)
+V16_INLINE void add_squares(sums64 *s, int64_t at, __m256 x)
 {
     __m512d wide = _mm512_cvtps_pd(x);
     s->sum[at] = _mm512_add_pd(s->sum[at], wide);
@@ -27,20 +27,20 @@ V16_INLINE void sum_block(double *sum, double *square, const void *x, hd_dtype d
     sums64 s;
     int64_t left = channels - first;
     __mmask16 mask[SUM_BLOCK / 16];
-    for (int i = 0; i < SUM_BLOCK / 16; i++)
+    for (int64_t i = 0; i < SUM_BLOCK / 16; i++)
         mask[i] = left > 16 * i ? v16_mask(left - 16 * i) : 0;
-    for (int i = 0; i < SUM_BLOCK / 8; i++) {
+    for (int64_t i = 0; i < SUM_BLOCK / 8; i++) {
         __mmask8 half = (__mmask8)(mask[i / 2] >> (i % 2 * 8));
         s.sum[i] = _mm512_maskz_loadu_pd(half, sum + first + 8 * i);
         s.square[i] = _mm512_maskz_loadu_pd(half, square + first + 8 * i);
     }
     for (int64_t r = 0; r < rows; r++)
-        for (int i = 0; i < SUM_BLOCK / 16; i++) {
+        for (int64_t i = 0; i < SUM_BLOCK / 16; i++) {
             __m512 v = v16_load(x, dtype, r * channels + first + 16 * i, mask[i]);
             add_squares(&s, 2 * i, _mm512_castps512_ps256(v));
             add_squares(&s, 2 * i + 1, _mm512_extractf32x8_ps(v, 1));
         }
-    for (int i = 0; i < SUM_BLOCK / 8; i++) {
+    for (int64_t i = 0; i < SUM_BLOCK / 8; i++) {
         __mmask8 half = (__mmask8)(mask[i / 2] >> (i % 2 * 8));
         _mm512_mask_storeu_pd(sum + first + 8 * i, half, s.sum[i]);
         _mm512_mask_storeu_pd(square + first + 8 * i, half, s.square[i]);
