@@ -28,16 +28,17 @@ const char *hd_version(void)
     return HD_VERSION;
 }
 
-hd_status hd_context_add_processor(hd_context *context, const hd_processor_class *class)
+hd_status hd_context_add_processor(hd_context *context, const hd_processor_class *processor)
 {
     for (size_t i = 0; i < context->processors; i++)
-        if (strcmp(context->processor[i]->name, class->name) == 0)
-            return hd_fail(HD_ERR_ARGUMENT, "processor \"%s\" exists already", class->name);
+        if (strcmp(context->processor[i]->name, processor->name) == 0)
+            return hd_fail(HD_ERR_ARGUMENT, "processor \"%s\" exists already", processor->name);
     const hd_processor_class **grown =
         realloc((void *)context->processor, (context->processors + 1) * sizeof *context->processor);
-    if (!grown) return hd_fail(HD_ERR_NOMEM, "context: no memory for processor %s", class->name);
+    if (!grown)
+        return hd_fail(HD_ERR_NOMEM, "context: no memory for processor %s", processor->name);
     context->processor = grown;
-    context->processor[context->processors++] = class;
+    context->processor[context->processors++] = processor;
     return HD_OK;
 }
 

@@ -11,6 +11,7 @@
 #include <xxhash.h>
 
 #include "engine/precision.h"
+#include "engine/samplers/sampler.h"
 #include "pipelines/model_folder.h"
 
 /* Progress over several files: what is done before the current one. */
@@ -135,7 +136,7 @@ static hd_status load(hd_model *m, const hd_exec *ex, component *part, load_prog
     m->stamp = hd_model_folder_stamp(m->path);
     HD_TRY(hd_tokenizer_open(&m->tokenizer, hd_folder_join(path, m->path, "tokenizer")));
     if (stat(hd_folder_join(path, m->path, "scheduler/scheduler_config.json"), &st) == 0)
-        HD_TRY(hd_json_read(&m->scheduler, path));
+        HD_TRY(hd_sampler_config_open(&m->scheduler, path));
     HD_TRY(open_component(&part[0], m->path, "text_encoder", "model"));
     HD_TRY(open_component(&part[1], m->path, "unet", "diffusion_pytorch_model"));
     HD_TRY(open_component(&part[2], m->path, "vae", "diffusion_pytorch_model"));

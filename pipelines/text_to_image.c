@@ -404,6 +404,11 @@ static hd_status prepare(generation *g)
     const hd_preset *p = g->preset;
     HD_TRY(hd_start_open(&g->start, p, r->root, g->model, &g->size));
     const hd_unet2d_config *unet = hd_unet2d_configuration(g->model->unet);
+    int64_t layers = hd_text_clip_configuration(g->model->text)->layers;
+    if (p->clip_skip > layers)
+        return hd_json_fail(hd_json_get(r->root, "clip_skip"), HD_ERR_ARGUMENT,
+                            "is %" PRId64 ", must be 0 to %" PRId64 " for this model", p->clip_skip,
+                            layers);
     g->guided = p->guidance > 1.0f && unet->guidance_channels == 0;
     int64_t positions = g->size.latent_height * g->size.latent_width;
     g->group = GROUP_POSITIONS / positions;

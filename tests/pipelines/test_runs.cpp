@@ -254,7 +254,7 @@ TEST_CASE("run: bad values are refused before anything is drawn, by their place"
     } cases[] = {
         {"{\"model\": 3}", HD_ERR_ARGUMENT, "test.json: model"},
         {"{}", HD_ERR_ARGUMENT, "model"},
-        {"{\"model\": \"x\",\n \"steps\": }", HD_ERR_FORMAT, "test.json:2"},
+        {"{\"model\": \"x\",\n \"steps\": }", HD_ERR_FORMAT, "test.json: line 2"},
         {preset(", \"widht\": 64"), HD_ERR_ARGUMENT, "did you mean \"width\"?"},
         {preset(", \"batch\": 0"), HD_ERR_ARGUMENT, "test.json: batch is 0"},
         {preset(", \"strength\": 2"), HD_ERR_ARGUMENT, "test.json: strength is 2"},
@@ -279,7 +279,7 @@ TEST_CASE("run: bad values are refused before anything is drawn, by their place"
          "both init_image and latents_in"},
         {preset(", \"output\": \"" + (folder / "no/such/x.png") + "\""), HD_ERR_IO, "no/such"},
         {preset(", \"prompt\": \"\\ud800\""), HD_ERR_FORMAT, "test.json"},
-        {preset(", \"clip_skip\": 9"), HD_ERR_ARGUMENT, "clip_skip"},
+        {preset(", \"clip_skip\": 9"), HD_ERR_ARGUMENT, "test.json: clip_skip is 9, must be 0 to 3"},
     };
     Context context;
     for (const auto &c : cases) {
