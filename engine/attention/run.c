@@ -324,10 +324,8 @@ hd_status hd_run_resolve(hd_attention_run *run, const hd_attention_call *call, r
 {
     run_site *site;
     HD_TRY(hd_run_find_site(run, &call->site, &site));
-    if (!site->link && run->processors > 0) {
-        site->site = call->site;
-        HD_TRY(make_links(run, call, site));
-    }
+    if (!site->link) site->site = call->site; // the text's keys may have met it by its path alone
+    if (!site->link && run->processors > 0) HD_TRY(make_links(run, call, site));
     const hd_rows *rows = &call->forward->rows;
     for (int64_t i = 0; i < site->links; i++) {
         run_link *link = &site->link[i];

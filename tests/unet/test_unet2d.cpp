@@ -1,6 +1,8 @@
 // The UNet against diffusers on tiny random models of every shape, and on the starter model.
 #include <cstring>
+#include <map>
 
+#include "engine/attention/run.h"
 #include "support/catch.h"
 #include "support/fixture.h"
 #include "support/network.h"
@@ -39,7 +41,7 @@ struct Batch {
     std::vector<float> latent, timestep, text, guidance, out;
     int64_t rows, height, width, words, text_channels, in, channels;
 
-    hd_status forward(const hd_exec *ex, const Unet &u)
+    hd_status forward(const hd_exec *ex, const Unet &u, const hd_forward *forward = nullptr)
     {
         hd_unet2d_inputs inputs{};
         inputs.timestep = timestep.data();
@@ -47,7 +49,7 @@ struct Batch {
         inputs.text = hd_tensor_of(text.data(), HD_F32, hd_shape3(rows, words, text_channels));
         out.resize((size_t)(rows * height * width * channels));
         return hd_unet2d_forward(
-            ex, u.unet, nullptr,
+            ex, u.unet, forward,
             hd_tensor_of(out.data(), HD_F32, hd_shape4(rows, height, width, channels)),
             hd_tensor_of(latent.data(), HD_F32, hd_shape4(rows, height, width, in)), &inputs);
     }
@@ -164,6 +166,51 @@ TEST_CASE("unet2d: a row's bytes depend on that row alone", "[unet][threads]")
     check_rows("sd1", compute, 48, 32);
     check_rows("odd", compute, 9, 7);
     check_rows("channels", compute, 12, 20);
+}
+
+TEST_CASE("unet2d: its attention sites, and the text's keys that a run keeps", "[unet]")
+{
+    Unet u(fixture_path("unet/odd"), HD_F32);
+    Batch plain = rows_batch(u, {1, 2}, 9, 7), b = plain;
+    run_network(1, [&](const hd_exec *ex) { return plain.forward(ex, u); });
+    const hd_processor_list none{};
+    const hd_row rows[] = {{"main", "uncond", 0}, {"main", "cond", 0}};
+    hd_forward forward{};
+    forward.rows = {2, rows};
+    REQUIRE_OK(hd_attention_run_create(&forward.run, &none, nullptr, 1));
+    // The dry pass, the first step and, with the kept keys, the second.
+    for (int step = 0; step < 2; step++) {
+        run_network(1, [&](const hd_exec *ex) { return b.forward(ex, u, &forward); });
+        CHECK(b.out == plain.out);
+    }
+    std::map<std::string, int64_t> factors;
+    for (int64_t i = 0; i < hd_attention_run_sites(forward.run); i++) {
+        const hd_site *site = hd_attention_run_site(forward.run, i);
+        char text[96];
+        factors[hd_site_text(text, sizeof text, site)] = site->factor;
+        int64_t height = site->factor == 1 ? 9 : 3, width = site->factor == 1 ? 7 : 2;
+        CHECK(site->tokens == height * width);
+        CHECK(site->heads == 2);
+    }
+    std::map<std::string, int64_t> expected;
+    for (const char *d : {"0", "1", "2", "3"}) // only_cross_attention: two in each of two blocks
+        for (const char *path : {"down.0.attn.0.", "up.2.attn.0.", "up.2.attn.1."})
+            expected[std::string("unet:") + path + d + " cross"] = 1;
+    for (const char *d : {"0", "1"})
+        for (const char *path : {"down.2.attn.0.", "mid.attn.0.", "up.0.attn.0.", "up.0.attn.1."})
+            for (const char *kind : {" self", " cross"})
+                expected[std::string("unet:") + path + d + kind] = 4;
+    CHECK(factors == expected);
+
+    // Another text is seen once the run has forgotten the old one.
+    for (float &v : b.text)
+        v = -v;
+    plain = b;
+    run_network(1, [&](const hd_exec *ex) { return plain.forward(ex, u); });
+    hd_attention_run_forget_text(forward.run);
+    run_network(1, [&](const hd_exec *ex) { return b.forward(ex, u, &forward); });
+    CHECK(b.out == plain.out);
+    hd_attention_run_free(forward.run);
 }
 
 TEST_CASE("unet2d: every tensor of the published models is bound, none is left over", "[unet]")
