@@ -15,6 +15,7 @@ void hd_command_help(const hd_command *command, FILE *to)
     fprintf(to, "heddle %s: %s\n\nusage: heddle %s %s\n", command->name, command->summary,
             command->name, command->usage);
     hd_options_print(command->options, hd_preset_params, HELP_COLUMNS, to);
+    if (command->list) command->list(to);
     if (command->details) fprintf(to, "\n%s\n", command->details);
 }
 

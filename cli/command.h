@@ -11,9 +11,10 @@ HD_BEGIN_DECLS
 
 typedef struct hd_command {
     const char *name;
-    const char *usage;   // behind "heddle NAME "
-    const char *summary; // one line, for the list of commands
-    const char *details; // paragraphs below the options; NULL: none
+    const char *usage;      // behind "heddle NAME "
+    const char *summary;    // one line, for the list of commands
+    const char *details;    // paragraphs below the options; NULL: none
+    void (*list)(FILE *to); // what else the help shows, below the options; NULL: nothing
     const hd_option *options;
     int (*run)(const struct hd_command *command, int argc, char **argv); // the exit status
 } hd_command;

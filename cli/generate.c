@@ -44,6 +44,7 @@ const hd_command hd_command_generate = {
     .details = "Prompts are literal: nothing in them is special. Sampler and size are the model's "
                "own unless\ngiven. Each picture carries its parameters; heddle run PICTURE repeats "
                "it. Ctrl-C stops\nwithin a step, and pictures finished before are kept.",
+    .list = hd_job_list_samplers,
     .options = hd_job_options,
     .run = generate,
 };

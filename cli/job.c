@@ -12,6 +12,7 @@
 #include "cli/progress.h"
 #include "cli/report.h"
 #include "cli/settings.h"
+#include "engine/samplers/sampler.h"
 
 const hd_option hd_job_options[] = {
     {0, NULL, NULL, NULL, "The picture:"},
@@ -53,6 +54,17 @@ const hd_option hd_job_options[] = {
     {'h', "help", NULL, NULL, "this text"},
     {0},
 };
+
+void hd_job_list_samplers(FILE *to)
+{
+    int column = fprintf(to, "\nSamplers:");
+    for (size_t i = 0; hd_sampler_name_at(i); i++) {
+        const char *name = hd_sampler_name_at(i);
+        bool full = column + 1 + (int)strlen(name) > 90;
+        column = full ? fprintf(to, "\n  %s", name) - 1 : column + fprintf(to, " %s", name);
+    }
+    fputc('\n', to);
+}
 
 static volatile sig_atomic_t stop_asked; // a signal handler can reach nothing else
 

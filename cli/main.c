@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "cli/command.h"
+#include "cli/processors.h"
 
 static const hd_command *const commands[] = {&hd_command_generate, &hd_command_run,
                                              &hd_command_inspect};
@@ -19,7 +20,8 @@ static void print_overview(FILE *to)
             hd_version());
     for (size_t i = 0; i < HD_COUNT(commands); i++)
         fprintf(to, "  %-10s %s\n", commands[i]->name, commands[i]->summary);
-    fprintf(to, "  %-10s %s\n", "help", "lists a command's options: heddle help generate");
+    fprintf(to, "  %-10s %s\n", "help",
+            "lists a command's options (heddle help generate), or the processors");
     fprintf(to, "  %-10s %s\n\n", "version", "says which version this is");
     fprintf(to, "heddle generate --prompt \"a big red fish on a blue background\" -o fish.png\n");
 }
@@ -39,12 +41,16 @@ static int help(const char *topic)
 {
     if (!topic) {
         print_overview(stdout);
-        return HD_EXIT_OK;
+        return hd_command_done();
+    }
+    if (strcmp(topic, "processors") == 0) {
+        hd_processors_print(stdout);
+        return hd_command_done();
     }
     const hd_command *command = find_command(topic);
     if (!command) return unknown_command(topic);
     hd_command_help(command, stdout);
-    return HD_EXIT_OK;
+    return hd_command_done();
 }
 
 int main(int argc, char **argv)

@@ -36,6 +36,7 @@ const hd_command hd_command_run = {
     .details = "A preset is one JSON object (presets/schema.json). Options come on top of it, in "
                "their order.\nWhere a picture was written is never taken from it: name it with "
                "--output.",
+    .list = hd_job_list_samplers,
     .options = hd_job_options,
     .run = run,
 };

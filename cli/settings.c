@@ -177,17 +177,34 @@ static void write_field(hd_json_writer *w, const hd_param *p, const void *from)
     }
 }
 
+// A terminal hands over any bytes; JSON is UTF-8.
+static hd_status check_utf8(const char *value, const char *what)
+{
+    hd_json_doc *doc = NULL;
+    hd_status status = hd_json_parse(&doc, what, value, strlen(value));
+    hd_json_free(doc);
+    if (status != HD_ERR_FORMAT) return status;
+    return hd_fail(HD_ERR_ARGUMENT, "%s is no UTF-8 text; the terminal's encoding must be UTF-8",
+                   what);
+}
+
 hd_status hd_setting_value(char **value, const char *field, const char *text, const char *what)
 {
     hd_preset scratch = {0};
     hd_json_writer w = {0};
     hd_status status = hd_params_default(hd_preset_params, &scratch);
     if (status == HD_OK) status = hd_params_set(hd_preset_params, &scratch, field, text, what);
+    char *text_json = NULL;
     if (status == HD_OK) {
         write_field(&w, hd_params_find(hd_preset_params, field), &scratch);
-        status = hd_json_writer_take(&w, value);
+        status = hd_json_writer_take(&w, &text_json);
     }
     hd_preset_free(&scratch);
+    if (status == HD_OK) status = check_utf8(text_json, what);
+    if (status == HD_OK)
+        *value = text_json;
+    else
+        free(text_json);
     return status;
 }
 

@@ -2,6 +2,7 @@
 #include "pipelines/preset.h"
 
 #include <string.h>
+#include <strings.h>
 
 const char *const hd_precision_names[] = {"auto", "f32", "bf16", NULL};
 static const char *const rng_names[] = {"cpu", "cuda", NULL};
@@ -54,8 +55,21 @@ const hd_param hd_preset_params[] = {
     HD_PARAM_END,
 };
 
+// A name that promises another format would get a PNG all the same.
+static hd_status check_png_name(const hd_json *root, const char *field, const char *path)
+{
+    if (!path) return HD_OK;
+    const char *slash = strrchr(path, '/'), *base = slash ? slash + 1 : path;
+    const char *dot = strrchr(base, '.');
+    if (!dot || dot == base || strcasecmp(dot, ".png") == 0) return HD_OK;
+    return hd_json_fail(hd_json_get(root, field), HD_ERR_ARGUMENT,
+                        "is \"%s\", but only PNG is written; let it end in .png", path);
+}
+
 static hd_status check_together(const hd_preset *p, const hd_json *root)
 {
+    HD_TRY(check_png_name(root, "output", p->output));
+    HD_TRY(check_png_name(root, "preview", p->preview));
     if (p->init_image && p->latents_in)
         return hd_json_fail(root, HD_ERR_ARGUMENT,
                             "has both init_image and latents_in; a run starts from one of them");

@@ -78,6 +78,8 @@ TEST_CASE("heddle: help and version", "[cli]")
         CHECK(holds(a.out, "--json"));
     }
     CHECK(holds(heddle(f.path(), {"help", "generate"}).out, "--guidance-rescale"));
+    CHECK(holds(heddle(f.path(), {"help", "generate"}).out, "euler"));
+    CHECK(holds(heddle(f.path(), {"help", "processors"}).out, "temperature: "));
     Said none = heddle(f.path(), {});
     CHECK(none.code == 2);
     CHECK(none.out == "");
@@ -100,11 +102,14 @@ TEST_CASE("heddle: a wrong command line ends with 2 and says what is right", "[c
         {{"generate", "-p", "x", "--steps", "0"}, "--steps is 0, must be 1 to 1000"},
         {{"generate", "-p", "x", "--steps", "1.5"}, "--steps is 1.5, must be a whole number"},
         {{"generate", "-p", "x", "-s", "-1"}, "--seed is -1, must be a whole number from 0"},
-        {{"generate", "-p", "x", "-s", "18446744073709551616"}, "--seed is 1.8446744073709552e+19, must be a whole"},
+        {{"generate", "-p", "x", "-s", "18446744073709551616"},
+         "--seed is 1.8446744073709552e+19, must be a whole"},
         {{"generate", "-p", "x", "--precision", "f16"}, "must be one of auto, f32, bf16"},
         {{"generate", "-p", "x", "--set", "stpes=3"}, "has no \"stpes\"; did you mean \"steps\"?"},
         {{"generate", "-p", "x", "-m", model, "-W", "63"}, "width"},
         {{"generate", "-p", "x", "-m", model, "--sampler", "eular"}, "eular"},
+        {quick({"-p", "x", "-o", "fish.jpg"}), "output is \"fish.jpg\", but only PNG is written"},
+        {{"generate", "-p", "\xff\xfe", "-m", model}, "--prompt is no UTF-8 text"},
         {{"run"}, "a preset or a picture is missing"},
         {{"run", "a", "b"}, "found \"a\" and \"b\""},
         {{"inspect"}, "is missing"},
@@ -305,4 +310,23 @@ TEST_CASE("heddle: inspect says what a model holds", "[cli]")
     CHECK(holds(heddle(f.path(), {"inspect", model, "--tensors"}).out, "conv_in.weight"));
     Said json = heddle(f.path(), {"inspect", model, "--json"});
     CHECK(cJSON_GetArraySize(Json(json.out).at("components")) == 3);
+}
+
+TEST_CASE("heddle: the presets that ship with it run", "[cli]")
+{
+    Folder f;
+    for (auto name : {"generate/paper-cut", "generate/sharper-attention"}) {
+        std::string preset = source_path(std::string("presets/") + name + ".json");
+        Said said = heddle(f.path(), {"run", preset, "-m", model, "--steps", "2", "-o", "a.png"});
+        INFO(name << ": " << said.err);
+        CHECK(said.code == 0);
+    }
+}
+
+TEST_CASE("heddle: the starter model is found beside the program", "[cli]")
+{
+    Folder f;
+    Said said = heddle(f.path(), {"generate", "-p", "x", "--steps", "1", "-o", "a.png"});
+    INFO(said.err);
+    CHECK(said.code == 0);
 }

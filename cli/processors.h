@@ -1,0 +1,15 @@
+/* cli/processors.h: heddle help processors. */
+#ifndef HD_CLI_PROCESSORS_H
+#define HD_CLI_PROCESSORS_H
+
+#include <stdio.h>
+
+#include "base/status.h"
+
+HD_BEGIN_DECLS
+
+/* Every attention processor a run may name, with its fields, ranges and defaults. */
+void hd_processors_print(FILE *to);
+
+HD_END_DECLS
+#endif
