@@ -11,6 +11,7 @@
 #include "heddle.h"
 #include "pipelines/clock.h"
 #include "pipelines/context.h"
+#include "pipelines/outputs.h"
 #include "pipelines/text_to_image.h"
 #include "sparse/all.h"
 
@@ -196,6 +197,7 @@ static hd_status do_run(run *r, const char *json, const char *name)
                             "is %" PRIu64 "; with a batch of %" PRId64
                             " the last picture's seed would pass 2^64 - 1",
                             p->seed, p->batch);
+    HD_TRY(hd_outputs_check(p));
     HD_TRY(hd_result_create(&r->result, (int)p->batch));
     HD_TRY(set_threads(r));
     HD_TRY(get_model(r));

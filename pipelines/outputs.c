@@ -5,7 +5,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
+#include "base/output.h"
 #include "codecs/image_ops.h"
 #include "codecs/png.h"
 #include "engine/arena.h"
@@ -47,6 +49,36 @@ char *hd_output_name(const char *path, int64_t index, int64_t batch)
     char *name = malloc(bytes);
     if (name) snprintf(name, bytes, "%.*s-%" PRId64 "%s", (int)stem, path, index, path + stem);
     return name;
+}
+
+// A temporary file is made beside it and removed again. Pipes and devices are left alone: opening
+// one is an event at its other end.
+static hd_status check_path(const char *path)
+{
+    struct stat info;
+    hd_output *output = NULL;
+    bool special = stat(path, &info) == 0 && !S_ISREG(info.st_mode) && !S_ISDIR(info.st_mode);
+    if (special) return HD_OK;
+    HD_TRY(hd_output_open(&output, path));
+    hd_output_discard(output);
+    return HD_OK;
+}
+
+static hd_status check_name(const char *path, int64_t batch)
+{
+    if (!path) return HD_OK;
+    char *first = hd_output_name(path, 0, batch);
+    if (!first) return hd_fail(HD_ERR_NOMEM, "output: no memory for a name");
+    hd_status status = check_path(first);
+    free(first);
+    return status;
+}
+
+hd_status hd_outputs_check(const hd_preset *preset)
+{
+    HD_TRY(check_name(preset->output, preset->batch));
+    HD_TRY(check_name(preset->preview, preset->batch));
+    return preset->latents_out ? check_path(preset->latents_out) : HD_OK;
 }
 
 hd_status hd_finish_picture(hd_result *result, const hd_preset *preset, const hd_resolved *made,

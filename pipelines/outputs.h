@@ -22,6 +22,10 @@ HD_CHECKED hd_status hd_finish_picture(hd_result *result, const hd_preset *prese
 HD_CHECKED hd_status hd_write_preview(const hd_preset *preset, int64_t index,
                                       const hd_image *image);
 
+/* Tries whether the files that the preset names can be written, before anything is computed: what
+ * lies there stays. */
+HD_CHECKED hd_status hd_outputs_check(const hd_preset *preset);
+
 /* "fish.png" for a single picture, "fish-3.png" for picture 3 of a batch. The caller frees it;
  * NULL: no memory. */
 char *hd_output_name(const char *path, int64_t index, int64_t batch);

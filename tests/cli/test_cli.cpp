@@ -153,6 +153,9 @@ TEST_CASE("heddle: files that cannot be used end with 1 and are named", "[cli]")
         {quick({"-p", "x", "-m", "absent"}), 1, "absent"},
         {quick({"-p", "x", "-m", f.path()}), 1, "model_index.json"},
         {quick({"-p", "x", "-o", "no/such/folder.png"}), 1, "no/such/folder.png"},
+        // before the model is looked for
+        {quick({"-p", "x", "-m", "absent", "-o", "no/such/folder.png"}), 1, "no/such/folder.png"},
+        {quick({"-p", "x", "-m", "absent", "-o", "."}), 1, "."},
         {quick({"-p", "x", "-o", "/dev/full"}), 1, "/dev/full"},
         {quick({"-p", "x", "-i", "absent.png"}), 1, "absent.png"},
         {quick({"-p", "x", "-i", "cut.png"}), 1, "cut.png"},
