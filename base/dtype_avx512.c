@@ -6,10 +6,7 @@
 V16_INLINE void convert(void *out, hd_dtype out_dtype, const void *in, hd_dtype in_dtype,
                         int64_t count)
 {
-    for (int64_t i = 0; i < count; i += 16) {
-        __mmask16 mask = v16_mask(count - i);
-        v16_store(out, out_dtype, i, mask, v16_load(in, in_dtype, i, mask));
-    }
+    V16_STEPS(i, mask, count, v16_store(out, out_dtype, i, mask, v16_load(in, in_dtype, i, mask)));
 }
 
 static void widen(float *out, const uint16_t *in, hd_dtype dtype, int64_t count)

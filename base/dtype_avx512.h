@@ -17,11 +17,31 @@ V16_INLINE __mmask16 v16_mask(int64_t left)
     return left >= 16 ? V16_ALL : (__mmask16)((1u << left) - 1u);
 }
 
+/* Runs `step` (a statement that uses i and mask) for the vectors of [0, count). Whole vectors have
+ * a constant mask and become plain loads and stores: masked stores take several times as long on
+ * some processors. */
+#define V16_STEPS(i, mask, count, step)                                                            \
+    do {                                                                                           \
+        int64_t i = 0, v16_count_ = (count);                                                       \
+        for (; i + 16 <= v16_count_; i += 16) {                                                    \
+            const __mmask16 mask = V16_ALL;                                                        \
+            step;                                                                                  \
+        }                                                                                          \
+        if (i < v16_count_) {                                                                      \
+            const __mmask16 mask = v16_mask(v16_count_ - i);                                       \
+            step;                                                                                  \
+        }                                                                                          \
+    } while (0)
+
 /* Elements i .. i + 15 of x as f32; lanes outside the mask are 0 and not read. */
 V16_INLINE __m512 v16_load(const void *x, hd_dtype dtype, int64_t i, __mmask16 mask)
 {
-    if (dtype == HD_F32) return _mm512_maskz_loadu_ps(mask, (const float *)x + i);
-    __m256i half = _mm256_maskz_loadu_epi16(mask, (const uint16_t *)x + i);
+    if (dtype == HD_F32)
+        return mask == V16_ALL ? _mm512_loadu_ps((const float *)x + i)
+                               : _mm512_maskz_loadu_ps(mask, (const float *)x + i);
+    const uint16_t *at = (const uint16_t *)x + i;
+    __m256i half = mask == V16_ALL ? _mm256_loadu_si256((const __m256i *)at)
+                                   : _mm256_maskz_loadu_epi16(mask, at);
     if (dtype == HD_F16) return _mm512_cvtph_ps(half);
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
 }
@@ -41,13 +61,20 @@ V16_INLINE __m256i v16_to_bf16(__m512 v)
 
 V16_INLINE void v16_store(void *y, hd_dtype dtype, int64_t i, __mmask16 mask, __m512 v)
 {
-    if (dtype == HD_F32)
-        _mm512_mask_storeu_ps((float *)y + i, mask, v);
-    else if (dtype == HD_F16)
-        _mm256_mask_storeu_epi16((hd_f16 *)y + i, mask,
-                                 _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    if (dtype == HD_F32) {
+        if (mask == V16_ALL)
+            _mm512_storeu_ps((float *)y + i, v);
+        else
+            _mm512_mask_storeu_ps((float *)y + i, mask, v);
+        return;
+    }
+    __m256i half = dtype == HD_F16
+                       ? _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
+                       : v16_to_bf16(v);
+    if (mask == V16_ALL)
+        _mm256_storeu_si256((__m256i *)((uint16_t *)y + i), half);
     else
-        _mm256_mask_storeu_epi16((hd_bf16 *)y + i, mask, v16_to_bf16(v));
+        _mm256_mask_storeu_epi16((uint16_t *)y + i, mask, half);
 }
 
 #endif

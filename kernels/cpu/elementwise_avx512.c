@@ -7,10 +7,8 @@
 V16_INLINE void activate_loop(void *y, const void *x, hd_dtype dtype, int64_t count,
                               hd_activation act)
 {
-    for (int64_t i = 0; i < count; i += 16) {
-        __mmask16 mask = v16_mask(count - i);
-        v16_store(y, dtype, i, mask, v16_activation(v16_load(x, dtype, i, mask), act));
-    }
+    V16_STEPS(i, mask, count,
+              v16_store(y, dtype, i, mask, v16_activation(v16_load(x, dtype, i, mask), act)));
 }
 
 static void activate(void *y, const void *x, hd_dtype dtype, int64_t count, hd_activation act)
@@ -27,13 +25,12 @@ static void activate(void *y, const void *x, hd_dtype dtype, int64_t count, hd_a
 V16_INLINE void geglu_rows(void *y, const void *x, hd_dtype dtype, int64_t rows, int64_t channels)
 {
     for (int64_t r = 0; r < rows; r++)
-        for (int64_t c = 0; c < channels; c += 16) {
-            __mmask16 mask = v16_mask(channels - c);
+        V16_STEPS(c, mask, channels, {
             __m512 v = v16_load(x, dtype, r * 2 * channels + c, mask);
             __m512 gate = v16_load(x, dtype, (r * 2 + 1) * channels + c, mask);
             v = _mm512_mul_ps(v, v16_activation(gate, HD_ACT_GELU));
             v16_store(y, dtype, r * channels + c, mask, v);
-        }
+        });
 }
 
 static void geglu(void *y, const void *x, hd_dtype dtype, int64_t rows, int64_t channels)
@@ -46,11 +43,10 @@ static void geglu(void *y, const void *x, hd_dtype dtype, int64_t rows, int64_t 
 
 V16_INLINE void add_loop(void *y, const void *a, const void *b, hd_dtype dtype, int64_t count)
 {
-    for (int64_t i = 0; i < count; i += 16) {
-        __mmask16 mask = v16_mask(count - i);
+    V16_STEPS(i, mask, count, {
         __m512 sum = _mm512_add_ps(v16_load(a, dtype, i, mask), v16_load(b, dtype, i, mask));
         v16_store(y, dtype, i, mask, sum);
-    }
+    });
 }
 
 static void add(void *y, const void *a, const void *b, hd_dtype dtype, int64_t count)
@@ -65,10 +61,8 @@ V16_INLINE void affine_loop(void *y, const void *x, hd_dtype dtype, int64_t coun
                             float offset)
 {
     __m512 f = _mm512_set1_ps(factor), o = _mm512_set1_ps(offset);
-    for (int64_t i = 0; i < count; i += 16) {
-        __mmask16 mask = v16_mask(count - i);
-        v16_store(y, dtype, i, mask, _mm512_fmadd_ps(v16_load(x, dtype, i, mask), f, o));
-    }
+    V16_STEPS(i, mask, count,
+              v16_store(y, dtype, i, mask, _mm512_fmadd_ps(v16_load(x, dtype, i, mask), f, o)));
 }
 
 static void affine(void *y, const void *x, hd_dtype dtype, int64_t count, float factor,

@@ -6,45 +6,57 @@
 #include "base/exec.h"
 #include "kernels/cpu/math_avx512.h"
 
-#define SUM_BLOCK   64    // channels whose sums stay in registers
+#define SUM_BLOCK   32    // channels whose sums stay in registers
 #define CACHE_BYTES 65536 // rows are taken in pieces that are still in the cache for the next block
 
-typedef struct sums64 {
-    __m512d sum[SUM_BLOCK / 8], square[SUM_BLOCK / 8];
-} sums64;
+typedef struct sums8 {
+    __m512d sum, square;
+} sums8;
 
-V16_INLINE void add_squares(sums64 *s, int64_t at, __m256 x)
+V16_INLINE sums8 sums8_load(const double *sum, const double *square, int64_t at, unsigned mask)
 {
-    __m512d wide = _mm512_cvtps_pd(x);
-    s->sum[at] = _mm512_add_pd(s->sum[at], wide);
-    s->square[at] = _mm512_fmadd_pd(wide, wide, s->square[at]);
+    sums8 s = {_mm512_maskz_loadu_pd((__mmask8)mask, sum + at),
+               _mm512_maskz_loadu_pd((__mmask8)mask, square + at)};
+    return s;
 }
 
-// Up to 64 channels from `first` on, over `rows` rows.
+V16_INLINE void sums8_store(sums8 s, double *sum, double *square, int64_t at, unsigned mask)
+{
+    _mm512_mask_storeu_pd(sum + at, (__mmask8)mask, s.sum);
+    _mm512_mask_storeu_pd(square + at, (__mmask8)mask, s.square);
+}
+
+V16_INLINE sums8 sums8_add(sums8 s, __m256 x)
+{
+    __m512d wide = _mm512_cvtps_pd(x);
+    s.sum = _mm512_add_pd(s.sum, wide);
+    s.square = _mm512_fmadd_pd(wide, wide, s.square);
+    return s;
+}
+
+// Up to 32 channels from `first` on, over `rows` rows. Four named sums and not an array: at -O2 an
+// array stays in memory.
 V16_INLINE void sum_block(double *sum, double *square, const void *x, hd_dtype dtype, int64_t rows,
                           int64_t channels, int64_t first)
 {
-    sums64 s;
     int64_t left = channels - first;
-    __mmask16 mask[SUM_BLOCK / 16];
-    for (int64_t i = 0; i < SUM_BLOCK / 16; i++)
-        mask[i] = left > 16 * i ? v16_mask(left - 16 * i) : 0;
-    for (int64_t i = 0; i < SUM_BLOCK / 8; i++) {
-        __mmask8 half = (__mmask8)(mask[i / 2] >> (i % 2 * 8));
-        s.sum[i] = _mm512_maskz_loadu_pd(half, sum + first + 8 * i);
-        s.square[i] = _mm512_maskz_loadu_pd(half, square + first + 8 * i);
+    __mmask16 low = v16_mask(left), high = left > 16 ? v16_mask(left - 16) : 0;
+    sums8 a = sums8_load(sum, square, first, low);
+    sums8 b = sums8_load(sum, square, first + 8, low >> 8);
+    sums8 c = sums8_load(sum, square, first + 16, high);
+    sums8 d = sums8_load(sum, square, first + 24, high >> 8);
+    for (int64_t r = 0; r < rows; r++) {
+        __m512 v = v16_load(x, dtype, r * channels + first, low);
+        __m512 w = v16_load(x, dtype, r * channels + first + 16, high);
+        a = sums8_add(a, _mm512_castps512_ps256(v));
+        b = sums8_add(b, _mm512_extractf32x8_ps(v, 1));
+        c = sums8_add(c, _mm512_castps512_ps256(w));
+        d = sums8_add(d, _mm512_extractf32x8_ps(w, 1));
     }
-    for (int64_t r = 0; r < rows; r++)
-        for (int64_t i = 0; i < SUM_BLOCK / 16; i++) {
-            __m512 v = v16_load(x, dtype, r * channels + first + 16 * i, mask[i]);
-            add_squares(&s, 2 * i, _mm512_castps512_ps256(v));
-            add_squares(&s, 2 * i + 1, _mm512_extractf32x8_ps(v, 1));
-        }
-    for (int64_t i = 0; i < SUM_BLOCK / 8; i++) {
-        __mmask8 half = (__mmask8)(mask[i / 2] >> (i % 2 * 8));
-        _mm512_mask_storeu_pd(sum + first + 8 * i, half, s.sum[i]);
-        _mm512_mask_storeu_pd(square + first + 8 * i, half, s.square[i]);
-    }
+    sums8_store(a, sum, square, first, low);
+    sums8_store(b, sum, square, first + 8, low >> 8);
+    sums8_store(c, sum, square, first + 16, high);
+    sums8_store(d, sum, square, first + 24, high >> 8);
 }
 
 static void channel_sums(double *sum, double *square, const void *x, hd_dtype dtype, int64_t rows,
@@ -68,13 +80,12 @@ V16_INLINE void scale_shift_loop(void *y, hd_dtype y_dtype, const void *x, hd_dt
                                  int64_t channels, hd_activation act)
 {
     for (int64_t r = 0; r < rows; r++)
-        for (int64_t c = 0; c < channels; c += 16) {
-            __mmask16 mask = v16_mask(channels - c);
+        V16_STEPS(c, mask, channels, {
             __m512 v =
                 _mm512_fmadd_ps(v16_load(x, x_dtype, r * channels + c, mask),
                                 v16_load(scale, HD_F32, c, mask), v16_load(shift, HD_F32, c, mask));
             v16_store(y, y_dtype, r * channels + c, mask, v16_activation(v, act));
-        }
+        });
 }
 
 static void scale_shift(void *y, hd_dtype y_dtype, const void *x, hd_dtype x_dtype,
@@ -98,14 +109,13 @@ static void scale_shift(void *y, hd_dtype y_dtype, const void *x, hd_dtype x_dty
 V16_INLINE void norm_row(void *y, const void *x, hd_dtype dtype, float mean, float rate,
                          const float *gamma, const float *beta, int64_t from, int64_t channels)
 {
-    for (int64_t c = 0; c < channels; c += 16) {
-        __mmask16 mask = v16_mask(channels - c);
+    V16_STEPS(c, mask, channels, {
         __m512 v = _mm512_sub_ps(v16_load(x, dtype, from + c, mask), _mm512_set1_ps(mean));
         v = _mm512_mul_ps(v, _mm512_set1_ps(rate));
         __m512 g = gamma ? v16_load(gamma, HD_F32, c, mask) : _mm512_set1_ps(1.0f);
         __m512 b = beta ? v16_load(beta, HD_F32, c, mask) : _mm512_setzero_ps();
         v16_store(y, dtype, from + c, mask, _mm512_fmadd_ps(v, g, b));
-    }
+    });
 }
 
 V16_INLINE void layer_norm_rows(void *y, const void *x, hd_dtype dtype, const float *gamma,
@@ -113,15 +123,13 @@ V16_INLINE void layer_norm_rows(void *y, const void *x, hd_dtype dtype, const fl
 {
     for (int64_t from = 0; from < rows * channels; from += channels) {
         __m512 sum = _mm512_setzero_ps(), square = _mm512_setzero_ps();
-        for (int64_t c = 0; c < channels; c += 16)
-            sum = _mm512_add_ps(sum, v16_load(x, dtype, from + c, v16_mask(channels - c)));
+        V16_STEPS(c, mask, channels, sum = _mm512_add_ps(sum, v16_load(x, dtype, from + c, mask)));
         float mean = v16_sum(sum) / (float)channels;
-        for (int64_t c = 0; c < channels; c += 16) {
-            __mmask16 mask = v16_mask(channels - c);
+        V16_STEPS(c, mask, channels, {
             __m512 d =
                 _mm512_maskz_sub_ps(mask, v16_load(x, dtype, from + c, mask), _mm512_set1_ps(mean));
             square = _mm512_fmadd_ps(d, d, square);
-        }
+        });
         float rate = 1.0f / sqrtf(v16_sum(square) / (float)channels + eps);
         norm_row(y, x, dtype, mean, rate, gamma, beta, from, channels);
     }
@@ -141,10 +149,10 @@ V16_INLINE void rms_norm_rows(void *y, const void *x, hd_dtype dtype, const floa
 {
     for (int64_t from = 0; from < rows * channels; from += channels) {
         __m512 square = _mm512_setzero_ps();
-        for (int64_t c = 0; c < channels; c += 16) {
-            __m512 v = v16_load(x, dtype, from + c, v16_mask(channels - c));
+        V16_STEPS(c, mask, channels, {
+            __m512 v = v16_load(x, dtype, from + c, mask);
             square = _mm512_fmadd_ps(v, v, square);
-        }
+        });
         float rate = 1.0f / sqrtf(v16_sum(square) / (float)channels + eps);
         norm_row(y, x, dtype, 0.0f, rate, gamma, NULL, from, channels);
     }
