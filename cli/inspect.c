@@ -114,7 +114,7 @@ static void print_model(const hd_json *root, bool tensors)
     printf("%s: %s\n\n", text_of(root, "path"), text_of(root, "kind"));
     printf("%-14s %-24s %7s %11s %11s  %s\n", "part", "class", "tensors", "parameters", "size",
            "types");
-    if (!components) print_row(root, "file");
+    if (!components) print_row(root, "-");
     for (int64_t i = 0; i < count; i++)
         print_row(hd_json_at(components, i), text_of(hd_json_at(components, i), "name"));
     if (scheduler)

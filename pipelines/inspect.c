@@ -125,11 +125,11 @@ static hd_status inspect_folder(hd_json_writer *w, const char *folder)
     return write_scheduler(w, folder);
 }
 
-static hd_status inspect_file(hd_json_writer *w, const char *path)
+static hd_status inspect_file(hd_json_writer *w, const char *path, const char *kind)
 {
     hd_weights *weights;
-    HD_TRY(hd_weights_open(&weights, path, ""));
-    hd_json_write_string(w, "kind", "safetensors file");
+    HD_TRY(hd_weights_open(&weights, path, NULL));
+    hd_json_write_string(w, "kind", kind);
     write_tensors(w, weights);
     hd_weights_free(weights);
     return HD_OK;
@@ -146,8 +146,8 @@ hd_status hd_model_inspect(const char *path, char **json)
     bool folder = stat(path, &st) == 0 && S_ISDIR(st.st_mode);
     bool part = folder && stat(hd_folder_join(index, path, "model_index.json"), &st) != 0 &&
                 stat(hd_folder_join(config, path, "config.json"), &st) == 0;
-    hd_status status = !folder ? inspect_file(&w, path)
-                       : part  ? inspect_file(&w, path)
+    hd_status status = !folder ? inspect_file(&w, path, "safetensors file")
+                       : part  ? inspect_file(&w, path, "weights of one component")
                                : inspect_folder(&w, path);
     hd_json_write_end(&w, '}');
     if (status != HD_OK) {

@@ -311,6 +311,11 @@ TEST_CASE("heddle: inspect says what a model holds", "[cli]")
     }
     CHECK(!holds(said.out, "cannot be run"));
     CHECK(holds(heddle(f.path(), {"inspect", model, "--tensors"}).out, "conv_in.weight"));
+    Said part = heddle(f.path(), {"inspect", model + "/unet"});
+    INFO(part.err);
+    CHECK(holds(part.out, "weights of one component"));
+    Said file = heddle(f.path(), {"inspect", model + "/vae/diffusion_pytorch_model.safetensors"});
+    CHECK(holds(file.out, "safetensors file"));
     Said json = heddle(f.path(), {"inspect", model, "--json"});
     CHECK(cJSON_GetArraySize(Json(json.out).at("components")) == 3);
 }
