@@ -2,7 +2,7 @@
  * block's visit list; the arithmetic is in kernels/.
  *
  * Keys and values are packed first, tile by tile, once per row and key head (linear in the tokens:
- * see kernels/cpu/sdpa.h). Then every item of work is one block of queries of one row and head.
+ * see kernels/cpu/sdpa.h). Then every item of work is a few blocks of queries of one row and head.
  * Both splits come from the shapes alone. */
 #include "engine/ops/sdpa.h"
 
@@ -11,9 +11,12 @@
 #include "engine/arena.h"
 #include "kernels/cpu/sdpa.h"
 
-// Tiles of a call without a plan: probabilities and a few rows of q stay in the first-level cache,
-// a tile of keys and values in the second.
-enum { DENSE_QUERY_TILE = HD_SDPA_MAX_QUERIES, DENSE_KEY_TILE = 128 };
+// An item of work is at most so many queries, and so many bytes of them: what one thread keeps in
+// its second-level cache while the key tiles pass by.
+enum { ITEM_QUERIES = 4 * HD_SDPA_MAX_QUERIES, ITEM_BYTES = 512 << 10 };
+// A row is cut into at least so many items, where it has as many blocks.
+enum { ROW_ITEMS = 64 };
+enum { MAX_BLOCKS = 16 }; // of an item: those of the narrowest kernel
 
 // Below this many multiply-adds waking other threads costs more than they save.
 static const double alone_below = 1e6;
@@ -23,14 +26,20 @@ typedef struct sdpa_run {
     const hd_sdpa_kernel *kernel; // NULL: the reference
     hd_plan plan;
     int64_t rows, heads, key_heads, queries, keys, dim, value_dim;
-    int64_t key_tiles;               // of the longest row
-    int64_t blocks_per_tile, blocks; // query blocks: of one query tile, of one head
-    float *packed;                   // [rows][key_heads][key_tiles][tile]
-    int64_t tile_keys, tile_floats;  // of one packed tile: its keys, all of it
-    char *scratch;                   // one per thread
+    int64_t key_tiles;              // of the longest row
+    int64_t item_queries;           // at most, per item of work
+    int64_t items_per_tile, items;  // of one query tile, of one head
+    float *packed;                  // [rows][key_heads][key_tiles][tile]
+    int64_t tile_keys, tile_floats; // of one packed tile: its keys, all of it
+    char *scratch;                  // one per thread
     size_t scratch_bytes;
     atomic_int_fast64_t visited;
 } sdpa_run;
+
+static int64_t smaller(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
 
 static hd_status check_tokens(const char *what, hd_tensor t, hd_dtype dtype, hd_shape shape)
 {
@@ -220,30 +229,48 @@ static hd_status pack_item(void *arg, int64_t item, int thread)
     const hd_sdpa_head head = head_of(run, row, key_head * (run->heads / run->key_heads));
     const int64_t first = tile * run->plan.key_tile;
     if (first >= head.keys) return HD_OK;
-    const int64_t left = head.keys - first;
     float *packed = packed_tile(run, row, key_head, tile);
-    run->kernel->pack(&head, first, left < run->plan.key_tile ? left : run->plan.key_tile, packed,
+    run->kernel->pack(&head, first, smaller(head.keys - first, run->plan.key_tile), packed,
                       tile_values(run, packed));
     return HD_OK;
 }
 
-// The thread's scratch, cut into a block's arrays; each is a multiple of 64 bytes.
-static hd_sdpa_block block_in(const sdpa_run *run, int thread)
+// The arrays of one block; scores are shared by the blocks of an item.
+static int64_t block_floats(const sdpa_run *run)
 {
-    float *at = (float *)(run->scratch + run->scratch_bytes * (size_t)thread);
-    const int64_t lanes = HD_SDPA_MAX_QUERIES;
-    hd_sdpa_block b = {.max = at, .sum = at + lanes, .factor = at + 2 * lanes};
-    b.scores = at + 3 * lanes;
-    b.q = b.scores + run->tile_keys * lanes;
-    b.out = b.q + units_of(run, run->dim) * lanes;
-    return b;
+    return (3 + units_of(run, run->dim) + run->value_dim) * run->kernel->max_queries;
 }
 
-static size_t block_bytes(const sdpa_run *run)
+static size_t item_bytes(const sdpa_run *run)
 {
     if (!run->kernel) return (size_t)run->keys * sizeof(double);
-    int64_t floats = 3 + run->tile_keys + units_of(run, run->dim) + run->value_dim;
-    return (size_t)(floats * HD_SDPA_MAX_QUERIES) * sizeof(float);
+    const int64_t lanes = run->kernel->max_queries;
+    const int64_t blocks = (run->item_queries + lanes - 1) / lanes;
+    return (size_t)(run->tile_keys * lanes + blocks * block_floats(run)) * sizeof(float);
+}
+
+// Queries first .. end - 1 as blocks in the thread's scratch; returns how many. Each array is a
+// multiple of max_queries floats long, that is of 64 bytes.
+static int cut_blocks(const sdpa_run *run, hd_sdpa_block *b, const hd_sdpa_head *head,
+                      int64_t first, int64_t end, int thread)
+{
+    const int64_t lanes = run->kernel->max_queries;
+    float *scores = (float *)(run->scratch + run->scratch_bytes * (size_t)thread);
+    float *at = scores + run->tile_keys * lanes;
+    int count = 0;
+    for (; first < end; first += lanes, at += block_floats(run))
+        b[count++] = (hd_sdpa_block){
+            .head = head,
+            .first = first,
+            .queries = (int)smaller(end - first, lanes),
+            .scores = scores,
+            .max = at,
+            .sum = at + lanes,
+            .factor = at + 2 * lanes,
+            .q = at + 3 * lanes,
+            .out = at + (3 + units_of(run, run->dim)) * lanes,
+        };
+    return count;
 }
 
 // How many of the visits are in reach of the row's keys, and of the block's last query if causal.
@@ -257,60 +284,72 @@ static hd_visits reachable(hd_visits visits, const hd_sdpa_head *head, int64_t k
     return visits;
 }
 
-// A block of queries through its visit list: the streaming softmax.
-static void run_block(const sdpa_run *run, hd_sdpa_block *b, hd_visits visits, float *packed)
+// Blocks of queries through their visit list: the streaming softmax. They go from tile to tile
+// together, so that a tile's keys and values come from memory once.
+static void run_blocks(const sdpa_run *run, hd_sdpa_block *blocks, int block_count,
+                       hd_visits visits, float *packed)
 {
     const hd_sdpa_kernel *kernel = run->kernel;
-    const hd_sdpa_head *head = b->head;
+    const hd_sdpa_head *head = blocks->head;
     const int64_t key_tile = run->plan.key_tile;
-    kernel->begin(b);
+    for (int i = 0; i < block_count; i++)
+        kernel->begin(&blocks[i]);
     for (int64_t i = 0; i < visits.count; i++) {
         const int64_t tile = hd_visits_tile(visits, i), first = tile * key_tile;
-        const int64_t left = head->keys - first, count = left < key_tile ? left : key_tile;
-        const bool edited =
-            head->bias || head->mask || (head->causal && first + count - 1 > b->first);
-        float *keys = packed + tile * run->tile_floats;
-        kernel->scores(b, keys, count);
-        if (edited) kernel->edit(b, first, count);
-        kernel->softmax(b, count, edited);
-        kernel->accumulate(b, tile_values(run, keys), count);
+        const int64_t count = smaller(head->keys - first, key_tile);
+        float *keys = packed + tile * run->tile_floats, *values = tile_values(run, keys);
+        for (hd_sdpa_block *b = blocks; b < blocks + block_count; b++) {
+            if (head->causal && first >= b->first + b->queries) continue;
+            const bool diagonal = head->causal && first + count - 1 > b->first;
+            const bool edited = head->bias || head->mask || diagonal;
+            kernel->scores(b, keys, count);
+            if (edited) kernel->edit(b, first, count);
+            kernel->softmax(b, count, edited);
+            kernel->accumulate(b, values, count);
+        }
     }
-    kernel->finish(b);
+    for (int i = 0; i < block_count; i++)
+        kernel->finish(&blocks[i]);
 }
 
-// Item: one block of queries of one row and head.
-static hd_status block_item(void *arg, int64_t item, int thread)
+// Item: some queries of one query tile of one row and head.
+static hd_status query_item(void *arg, int64_t item, int thread)
 {
     sdpa_run *run = arg;
-    const int64_t block = item % run->blocks, head_number = item / run->blocks % run->heads;
-    const int64_t row = item / run->blocks / run->heads;
-    const int64_t query_tile = block / run->blocks_per_tile, part = block % run->blocks_per_tile;
-    const int64_t tile_end = (query_tile + 1) * run->plan.query_tile;
-    int64_t first = query_tile * run->plan.query_tile + part * HD_SDPA_MAX_QUERIES;
-    int64_t end = first + HD_SDPA_MAX_QUERIES;
-    if (end > tile_end) end = tile_end;
-    if (end > run->queries) end = run->queries;
+    const int64_t in_head = item % run->items, head_number = item / run->items % run->heads;
+    const int64_t row = item / run->items / run->heads;
+    const int64_t query_tile = in_head / run->items_per_tile, part = in_head % run->items_per_tile;
+    const int64_t tile_end = smaller((query_tile + 1) * run->plan.query_tile, run->queries);
+    const int64_t first = query_tile * run->plan.query_tile + part * run->item_queries;
+    const int64_t end = smaller(first + run->item_queries, tile_end);
     if (first >= end) return HD_OK;
 
     const hd_sdpa_head head = head_of(run, row, head_number);
-    const hd_visits row_visits = hd_plan_row(&run->plan, head_number, query_tile, run->key_tiles);
-    const hd_visits visits = reachable(row_visits, &head, run->plan.key_tile, end - 1);
-    atomic_fetch_add(&run->visited, visits.count);
+    const hd_visits listed = hd_plan_row(&run->plan, head_number, query_tile, run->key_tiles);
+    const hd_visits visits = reachable(listed, &head, run->plan.key_tile, end - 1);
+    if (end == tile_end) atomic_fetch_add(&run->visited, visits.count);
     if (!run->kernel) {
         hd_sdpa_reference(&head, visits, run->plan.key_tile, first, end - first,
                           (double *)(run->scratch + run->scratch_bytes * (size_t)thread));
         return HD_OK;
     }
-    float *packed = packed_tile(run, row, head_number / (run->heads / run->key_heads), 0);
-    hd_sdpa_block b = block_in(run, thread);
-    b.head = &head;
-    for (; first < end; first += b.queries) {
-        const int64_t left = end - first;
-        b.first = first;
-        b.queries = left < run->kernel->max_queries ? (int)left : run->kernel->max_queries;
-        run_block(run, &b, visits, packed);
-    }
+    hd_sdpa_block blocks[MAX_BLOCKS];
+    const int count = cut_blocks(run, blocks, &head, first, end, thread);
+    run_blocks(run, blocks, count, visits,
+               packed_tile(run, row, head_number / (run->heads / run->key_heads), 0));
     return HD_OK;
+}
+
+// How many queries go through the key tiles together.
+static int64_t choose_item_queries(const sdpa_run *run)
+{
+    const int64_t block = HD_SDPA_MAX_QUERIES;
+    if (!run->kernel) return block;
+    const int64_t bytes = (units_of(run, run->dim) + run->value_dim) * (int64_t)sizeof(float);
+    const int64_t row_blocks = run->heads * ((run->queries + block - 1) / block);
+    const int64_t most = smaller(ITEM_BYTES / bytes, ITEM_QUERIES) / block;
+    const int64_t blocks = smaller(row_blocks / ROW_ITEMS, most);
+    return (blocks > 1 ? blocks : 1) * block;
 }
 
 // Shapes into tiles, blocks and bytes.
@@ -320,21 +359,26 @@ static void lay_out(sdpa_run *run)
     run->rows = a->q.dim[0], run->queries = a->q.dim[1];
     run->heads = a->q.dim[2], run->dim = a->q.dim[3];
     run->keys = a->k.dim[1], run->key_heads = a->k.dim[2], run->value_dim = a->v.dim[3];
-    run->plan =
-        a->plan ? *a->plan : (hd_plan){.query_tile = DENSE_QUERY_TILE, .key_tile = DENSE_KEY_TILE};
-    if (run->plan.key_tile > run->keys) run->plan.key_tile = run->keys;
+    run->item_queries = choose_item_queries(run);
+    if (a->plan)
+        run->plan = *a->plan;
+    else // probabilities stay in the first-level cache, keys and values in the second
+        run->plan = (hd_plan){.query_tile = run->item_queries,
+                              .key_tile = run->dim + run->value_dim > 512 ? 64 : 128};
+    run->plan.key_tile = smaller(run->plan.key_tile, run->keys);
+    run->plan.query_tile = smaller(run->plan.query_tile, run->queries);
+    run->item_queries = smaller(run->item_queries, run->plan.query_tile);
     run->key_tiles = (run->keys + run->plan.key_tile - 1) / run->plan.key_tile;
-    if (run->plan.query_tile > run->queries) run->plan.query_tile = run->queries;
-    run->blocks_per_tile = (run->plan.query_tile + HD_SDPA_MAX_QUERIES - 1) / HD_SDPA_MAX_QUERIES;
-    run->blocks =
-        (run->queries + run->plan.query_tile - 1) / run->plan.query_tile * run->blocks_per_tile;
+    run->items_per_tile = (run->plan.query_tile + run->item_queries - 1) / run->item_queries;
+    run->items =
+        (run->queries + run->plan.query_tile - 1) / run->plan.query_tile * run->items_per_tile;
     if (run->kernel) {
         run->tile_keys = run->plan.key_tile;
         run->tile_floats = run->tile_keys * units_of(run, run->dim) +
                            units_of(run, run->tile_keys) * run->value_dim;
         run->tile_floats = (run->tile_floats + 15) / 16 * 16;
     }
-    run->scratch_bytes = (block_bytes(run) + 63) / 64 * 64;
+    run->scratch_bytes = (item_bytes(run) + 63) / 64 * 64;
 }
 
 static hd_status take_scratch(const hd_exec *ex, sdpa_run *run)
@@ -357,7 +401,7 @@ static hd_status run_items(const hd_exec *ex, sdpa_run *run)
     hd_pool *pool = work < alone_below ? NULL : ex->pool;
     if (run->kernel)
         HD_TRY(hd_parallel_for(pool, run->rows * run->key_heads * run->key_tiles, pack_item, run));
-    return hd_parallel_for(pool, run->rows * run->heads * run->blocks, block_item, run);
+    return hd_parallel_for(pool, run->rows * run->heads * run->items, query_item, run);
 }
 
 hd_status hd_sdpa_run(const hd_exec *ex, const hd_sdpa *a)

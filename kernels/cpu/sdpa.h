@@ -8,8 +8,9 @@
  *
  * A "unit" is 32 bits: one f32, or two neighbouring bf16 that one vdpbf16ps multiplies (two
  * elements of D in the scores, two keys in the sum over values). Keys and values are packed once
- * per row and key head, tile by tile: keys [tile][key][units of D], values [tile][units of
- * keys][Dv]; what a unit lacks is 0. */
+ * per row and key head, tile by tile: keys [key][units of D]; values in panels of 16 channels (a
+ * cache line; the last may be narrower), each [units of keys][channels], so that a panel is read
+ * from front to back and only once from outside the first-level cache. What a unit lacks is 0. */
 #ifndef HD_KERNELS_CPU_SDPA_H
 #define HD_KERNELS_CPU_SDPA_H
 
@@ -17,7 +18,7 @@
 
 HD_BEGIN_DECLS
 
-enum { HD_SDPA_MAX_QUERIES = 64 };
+enum { HD_SDPA_MAX_QUERIES = 64, HD_SDPA_PANEL = 16 };
 
 /* Scratch of one thread: a block on its way through its key tiles. All [..][lanes], lanes =
  * vectors x the kernel's lanes; aligned to 64 bytes. */

@@ -148,28 +148,43 @@ LANES_INLINE const void *tile_token(const void *data, hd_dtype dtype, int64_t st
         step(2, __VA_ARGS__);
 #endif
 
-static void tile_pack(const hd_sdpa_head *h, int64_t first, int64_t count, float *keys,
-                      float *values)
+static void tile_pack_keys(const hd_sdpa_head *h, int64_t first, int64_t count, float *keys)
 {
     const int64_t depth = tile_units_of(h->dim);
-    for (int64_t j = 0; j < count; j++) {
+    for (int64_t j = 0; j < count; j++, keys += depth) {
         const void *key = tile_token(h->k, h->dtype, h->k_stride, first + j);
         for (int64_t d = 0; d < depth; d += LANES) {
             int elements = tile_min(h->dim - d * TILE_UNIT, LANES * TILE_UNIT);
-            lanes_write(keys + j * depth, HD_F32, d, tile_min(depth - d, LANES),
+            lanes_write(keys, HD_F32, d, tile_min(depth - d, LANES),
                         tile_units(key, h->dtype, d * TILE_UNIT, elements));
         }
     }
-    for (int64_t j = 0; j < count; j += TILE_UNIT) {
-        const void *even = tile_token(h->v, h->dtype, h->v_stride, first + j);
-        const void *odd = NULL;
-        if (j + 1 < count) odd = tile_token(h->v, h->dtype, h->v_stride, first + j + 1);
-        for (int64_t d = 0; d < h->value_dim; d += LANES) {
-            int n = tile_min(h->value_dim - d, LANES);
-            lanes_write(values + j / TILE_UNIT * h->value_dim, HD_F32, d, n,
-                        tile_value_units(even, odd, h->dtype, d, n));
+}
+
+static void tile_pack_values(const hd_sdpa_head *h, int64_t first, int64_t count, float *values)
+{
+    const int64_t units = tile_units_of(count);
+    for (int64_t j = 0; j < units; j++) {
+        const int64_t key = first + j * TILE_UNIT;
+        const void *even = tile_token(h->v, h->dtype, h->v_stride, key);
+        const void *odd = NULL; // the last unit of an odd number of keys
+        if (j * TILE_UNIT + 1 < count) odd = tile_token(h->v, h->dtype, h->v_stride, key + 1);
+        for (int64_t panel = 0; panel < h->value_dim; panel += HD_SDPA_PANEL) {
+            const int width = tile_min(h->value_dim - panel, HD_SDPA_PANEL);
+            float *to = values + panel * units + j * width;
+            for (int d = 0; d < width; d += LANES) {
+                const int n = tile_min(width - d, LANES);
+                lanes_write(to, HD_F32, d, n, tile_value_units(even, odd, h->dtype, panel + d, n));
+            }
         }
     }
+}
+
+static void tile_pack(const hd_sdpa_head *h, int64_t first, int64_t count, float *keys,
+                      float *values)
+{
+    tile_pack_keys(h, first, count, keys);
+    tile_pack_values(h, first, count, values);
 }
 
 // One vector of queries, transposed; lanes beyond the block's queries are 0.
@@ -246,17 +261,15 @@ LANES_INLINE void tile_product(int rows, int vectors, float *out, bool add, cons
     }
 }
 
-// Any number of rows, 6 at a time, then 4, 2, 1.
+// Any number of rows: 6 at a time, then 4, 2, 1; 8 are 4 and 4.
 LANES_INLINE void tile_products(int vectors, int64_t rows, float *out, bool add, const float *a,
                                 int64_t a_row, int64_t a_step, const float *b, int64_t shared)
 {
     const int64_t lane_count = vectors * LANES;
-    for (; rows >= 6; rows -= 6, a += 6 * a_row, out += 6 * lane_count)
+    for (; rows >= 6 && rows != 8; rows -= 6, a += 6 * a_row, out += 6 * lane_count)
         tile_product(6, vectors, out, add, a, a_row, a_step, b, shared);
-    if (rows & 4) {
+    for (; rows >= 4; rows -= 4, a += 4 * a_row, out += 4 * lane_count)
         tile_product(4, vectors, out, add, a, a_row, a_step, b, shared);
-        a += 4 * a_row, out += 4 * lane_count;
-    }
     if (rows & 2) {
         tile_product(2, vectors, out, add, a, a_row, a_step, b, shared);
         a += 2 * a_row, out += 2 * lane_count;
@@ -272,9 +285,12 @@ static void tile_scores(hd_sdpa_block *b, const float *keys, int64_t count)
 
 static void tile_accumulate(hd_sdpa_block *b, const float *values, int64_t count)
 {
-    const int64_t channels = b->head->value_dim;
-    TILE_FOR_VECTORS(b->vectors, tile_products, channels, b->out, true, values, 1, channels,
-                     b->scores, tile_units_of(count))
+    const int64_t units = tile_units_of(count), channels = b->head->value_dim;
+    for (int64_t panel = 0; panel < channels; panel += HD_SDPA_PANEL) {
+        const int64_t width = tile_min(channels - panel, HD_SDPA_PANEL);
+        TILE_FOR_VECTORS(b->vectors, tile_products, width, b->out + panel * b->vectors * LANES,
+                         true, values + panel * units, 1, width, b->scores, units)
+    }
 }
 
 // What is added to the scores of one query and n keys: bias, and -inf where it does not see them.
