@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/file.h"
@@ -265,8 +266,12 @@ hd_status hd_safetensors_open(hd_safetensors **out, const char *path)
     if (!f) return hd_fail(HD_ERR_NOMEM, "%s: no memory to open it", path);
     f->fd = -1;
     f->path = strdup(path);
-    hd_status status = f->path ? hd_file_open(&f->fd, path)
-                               : hd_fail(HD_ERR_NOMEM, "%s: no memory to open it", path);
+    hd_status status = f->path ? HD_OK : hd_fail(HD_ERR_NOMEM, "%s: no memory to open it", path);
+    // Asked before it is opened: opening a pipe waits for somebody to write it.
+    struct stat info;
+    if (status == HD_OK && stat(path, &info) == 0 && S_ISFIFO(info.st_mode))
+        status = hd_fail(HD_ERR_IO, "%s: is not a regular file", path);
+    if (status == HD_OK) status = hd_file_open(&f->fd, path);
     if (status == HD_OK) status = read_header(f);
     if (status != HD_OK) {
         hd_safetensors_free(f);

@@ -5,6 +5,7 @@
 
 #include <cstring>
 #include <memory>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "support/alloc_fail.h"
@@ -54,6 +55,8 @@ TEST_CASE("safetensors: files that are none, or only in part", "[weights]")
     CHECK_FAILS(try_open(path), HD_ERR_IO, path + ": there is no such file");
     CHECK_FAILS(try_open(folder.path()), HD_ERR_IO, "is a folder, not a file");
     CHECK_FAILS(try_open("/dev/null"), HD_ERR_IO, "/dev/null: is not a regular file");
+    REQUIRE(mkfifo(folder.path("fifo").c_str(), 0666) == 0);
+    CHECK_FAILS(try_open(folder.path("fifo")), HD_ERR_IO, "fifo: is not a regular file");
     CHECK_FAILS(try_open(file("")), HD_ERR_FORMAT, "m.safetensors: is 0 bytes long, too short");
     CHECK_FAILS(try_open(file("1234567")), HD_ERR_FORMAT, "is 7 bytes long");
     CHECK_FAILS(try_open(file(std::string(16, '\xff'))), HD_ERR_FORMAT,
