@@ -12,28 +12,9 @@
 #include "heddle.h"
 #include "support/catch.h"
 #include "support/fixture.h"
+#include "support/folder.h"
 
 using ResultPtr = std::unique_ptr<hd_result, void (*)(hd_result *)>;
-
-/* A temporary folder that goes with the test. */
-struct Folder {
-    std::string path;
-    Folder()
-    {
-        char name[] = "/tmp/heddle-test-XXXXXX";
-        path = mkdtemp(name);
-    }
-    ~Folder()
-    {
-        std::filesystem::remove_all(path);
-    }
-    Folder(const Folder &) = delete;
-    Folder &operator=(const Folder &) = delete;
-    std::string operator/(const std::string &name) const
-    {
-        return path + "/" + name;
-    }
-};
 
 struct Context {
     hd_context *context = nullptr;

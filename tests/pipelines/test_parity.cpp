@@ -27,16 +27,16 @@ std::string with_paths(cJSON *item, const Folder &folder, const std::string &nam
         std::string header =
             "{\"latents\":{\"dtype\":\"F32\",\"shape\":[1,4,16,16],\"data_offsets\":[0,4096]}}";
         uint64_t length = header.size();
-        FILE *f = fopen((folder / "noise.safetensors").c_str(), "wb");
+        FILE *f = fopen(folder.path("noise.safetensors").c_str(), "wb");
         fwrite(&length, 8, 1, f);
         fwrite(header.data(), header.size(), 1, f);
         fwrite(noise.bytes.data(), noise.bytes.size(), 1, f);
         fclose(f);
         cJSON_DeleteItemFromObject(c, "latents_in");
-        cJSON_AddStringToObject(c, "latents_in", (folder / "noise.safetensors").c_str());
+        cJSON_AddStringToObject(c, "latents_in", folder.path("noise.safetensors").c_str());
     }
     cJSON_AddStringToObject(c, "precision", "f32");
-    cJSON_AddStringToObject(c, "latents_out", (folder / (name + ".safetensors")).c_str());
+    cJSON_AddStringToObject(c, "latents_out", (folder.path(name + ".safetensors")).c_str());
     char *text = cJSON_PrintUnformatted(c);
     std::string json = text;
     cJSON_free(text);
@@ -63,7 +63,7 @@ TEST_CASE("pipeline: latents and pictures are those of diffusers", "[pipeline]")
         INFO(name);
         Fixture truth = fixture_open("pipeline/" + name + ".safetensors");
         ResultPtr result = context.run(with_paths(item, folder, name, truth));
-        Fixture ours = open_absolute(folder / (name + ".safetensors"));
+        Fixture ours = open_absolute(folder.path(name + ".safetensors"));
         REQUIRE(ours.at("latents").shape == truth.at("latents").shape);
         CHECK(relative_error(ours.at("latents").f32(), truth.at("latents").f32(),
                              truth.at("latents").count()) <= 1e-3);

@@ -20,27 +20,6 @@ std::string preset(const std::string &more)
     return "{" + starter() + quick + more + "}";
 }
 
-std::string file_bytes(const std::string &path)
-{
-    std::ifstream in(path, std::ios::binary);
-    std::stringstream s;
-    s << in.rdbuf();
-    return s.str();
-}
-
-void put_file(const std::string &path, const std::string &bytes)
-{
-    std::ofstream(path, std::ios::binary) << bytes;
-}
-
-int entries(const Folder &folder)
-{
-    int n = 0;
-    for (const auto &e : std::filesystem::directory_iterator(folder.path))
-        n += !e.path().empty();
-    return n;
-}
-
 } // namespace
 
 TEST_CASE("run: picture i of a batch is the picture of seed + i, byte for byte",
@@ -69,7 +48,7 @@ TEST_CASE("run: a picture repeats itself byte for byte and says nothing of where
 {
     Folder folder;
     Context context;
-    std::string path = folder / "first.png";
+    std::string path = folder.path("first.png");
     auto first = context.run(preset(", \"negative\": \"\\u00e9toile \\\"rouge\\\"\", \"guidance\": "
                                     "3.3, \"precision\": \"f32\", \"processors\": "
                                     "[{\"use\": \"temperature\", \"tau\": 0.9}], \"output\": \"" +
@@ -80,8 +59,8 @@ TEST_CASE("run: a picture repeats itself byte for byte and says nothing of where
     hd_text_free(json);
     CHECK(text.find("first.png") == std::string::npos);
     auto second = context.run(text);
-    REQUIRE_OK(hd_result_write_png(second.get(), 0, (folder / "second.png").c_str()));
-    CHECK(file_bytes(path) == file_bytes(folder / "second.png"));
+    REQUIRE_OK(hd_result_write_png(second.get(), 0, folder.path("second.png").c_str()));
+    CHECK(folder.read("first.png") == folder.read("second.png"));
     CHECK(hd_result_report(second.get())->model_kept);
     std::string line = hd_result_picture(first.get(), 0)->parameters;
     CHECK(line.find("a yellow moon at night\nNegative prompt: ") == 0);
@@ -216,12 +195,12 @@ TEST_CASE("run: cancelling stops within a step, keeps what is finished and leave
     hd_callbacks callbacks = watch(&w);
     Context context;
     ResultPtr result(nullptr, hd_result_free);
-    CHECK(context.try_run(preset(", \"output\": \"" + (folder / "x.png") + "\""), result,
+    CHECK(context.try_run(preset(", \"output\": \"" + folder.path("x.png") + "\""), result,
                           &callbacks) == HD_ERR_CANCELLED);
     CHECK(w.steps == 3);
     REQUIRE(result);
     CHECK(hd_result_count(result.get()) == 0);
-    CHECK(entries(folder) == 0);
+    CHECK(folder.names().empty());
     // the context works on
     auto after = context.run(preset(""));
     CHECK(hd_result_count(after.get()) == 1);
@@ -245,8 +224,8 @@ TEST_CASE("run: a seed that is not given is random, told and repeatable", "[pipe
 TEST_CASE("run: bad values are refused before anything is drawn, by their place", "[pipeline]")
 {
     Folder folder;
-    put_file(folder / "broken.png", "no picture");
-    std::filesystem::create_directory(folder / "empty");
+    folder.write("broken.png", "no picture");
+    std::filesystem::create_directory(folder.path("empty"));
     struct {
         std::string json;
         hd_status status;
@@ -264,22 +243,23 @@ TEST_CASE("run: bad values are refused before anything is drawn, by their place"
         {"{" + starter() + ", \"seed\": 18446744073709551615, \"batch\": 2}", HD_ERR_ARGUMENT,
          "would pass 2^64 - 1"},
         {"{" + starter() + ", \"seed\": 18446744073709551616}", HD_ERR_ARGUMENT, "test.json: seed"},
-        {"{\"model\": \"" + folder.path + "/nowhere\"}", HD_ERR_IO,
+        {"{\"model\": \"" + folder.path() + "/nowhere\"}", HD_ERR_IO,
          "nowhere: there is no such model folder"},
-        {"{\"model\": \"" + folder.path + "/empty\"}", HD_ERR_FORMAT,
+        {"{\"model\": \"" + folder.path() + "/empty\"}", HD_ERR_FORMAT,
          "empty is no model: it has no model_index.json"},
-        {"{\"model\": \"" + folder.path + "/broken.png\"}", HD_ERR_FORMAT,
+        {"{\"model\": \"" + folder.path() + "/broken.png\"}", HD_ERR_FORMAT,
          "is a file; -m takes a folder"},
-        {preset(", \"init_image\": \"" + (folder / "broken.png") + "\""), HD_ERR_FORMAT,
+        {preset(", \"init_image\": \"" + folder.path("broken.png") + "\""), HD_ERR_FORMAT,
          "broken.png"},
-        {preset(", \"init_image\": \"" + (folder / "none.png") + "\""), HD_ERR_IO, "none.png"},
-        {preset(", \"latents_in\": \"" + (folder / "broken.png") + "\""), HD_ERR_FORMAT,
+        {preset(", \"init_image\": \"" + folder.path("none.png") + "\""), HD_ERR_IO, "none.png"},
+        {preset(", \"latents_in\": \"" + folder.path("broken.png") + "\""), HD_ERR_FORMAT,
          "broken.png"},
         {preset(", \"latents_in\": \"a\", \"init_image\": \"b\""), HD_ERR_ARGUMENT,
          "both init_image and latents_in"},
-        {preset(", \"output\": \"" + (folder / "no/such/x.png") + "\""), HD_ERR_IO, "no/such"},
+        {preset(", \"output\": \"" + folder.path("no/such/x.png") + "\""), HD_ERR_IO, "no/such"},
         {preset(", \"prompt\": \"\\ud800\""), HD_ERR_FORMAT, "test.json"},
-        {preset(", \"clip_skip\": 9"), HD_ERR_ARGUMENT, "test.json: clip_skip is 9, must be 0 to 3"},
+        {preset(", \"clip_skip\": 9"), HD_ERR_ARGUMENT,
+         "test.json: clip_skip is 9, must be 0 to 3"},
     };
     Context context;
     for (const auto &c : cases) {
