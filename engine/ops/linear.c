@@ -27,7 +27,7 @@ static int64_t linear_block(int64_t in, int64_t out)
 {
     int64_t most = hd_div_up(BLOCK_WEIGHTS / in + 1, BLOCK_STEP) * BLOCK_STEP;
     if (most > BLOCK_MOST) most = BLOCK_MOST;
-    int64_t blocks = hd_div_up(out, most);
+    int64_t blocks = out > most ? hd_div_up(out, most) : 1;
     return hd_div_up(hd_div_up(out, blocks), BLOCK_STEP) * BLOCK_STEP;
 }
 
