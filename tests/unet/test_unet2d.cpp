@@ -140,12 +140,14 @@ static Batch rows_batch(const Unet &u, const std::vector<uint64_t> &seeds, int64
     return b;
 }
 
-static void check_rows(const std::string &name, hd_dtype compute, int64_t height, int64_t width)
+using Batches = std::vector<std::vector<uint64_t>>;
+
+static void check_rows(const std::string &name, hd_dtype compute, int64_t height, int64_t width,
+                       const Batches &batches)
 {
     Unet u(fixture_path("unet/" + name), compute);
     Batch alone = rows_batch(u, {1}, height, width);
     run_network(1, [&](const hd_exec *ex) { return alone.forward(ex, u); });
-    const std::vector<std::vector<uint64_t>> batches = {{1}, {2, 1}, {1, 2, 3}, {5, 4, 3, 2, 1}};
     for (const auto &seeds : batches) {
         for (int threads : {1, 2, 4}) {
             INFO(name << ", " << seeds.size() << " rows, " << threads << " threads");
@@ -163,9 +165,11 @@ static void check_rows(const std::string &name, hd_dtype compute, int64_t height
 TEST_CASE("unet2d: a row's bytes depend on that row alone", "[unet][threads]")
 {
     hd_dtype compute = GENERATE(HD_F32, HD_BF16);
-    check_rows("sd1", compute, 48, 32);
-    check_rows("odd", compute, 9, 7);
-    check_rows("channels", compute, 12, 20);
+    const Batches batches = {{1}, {2, 1}, {1, 2, 3}, {5, 4, 3, 2, 1}};
+    check_rows("sd1", compute, 24, 16, batches);
+    check_rows("odd", compute, 9, 7, batches);
+    check_rows("channels", compute, 12, 20, batches);
+    check_rows("sd2", compute, 48, 32, {{3, 2, 1}});
 }
 
 TEST_CASE("unet2d: its attention sites, and the text's keys that a run keeps", "[unet]")
