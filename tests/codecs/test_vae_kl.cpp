@@ -2,6 +2,7 @@
 #include <cstring>
 
 #include "codecs/vae_kl.h"
+#include "support/alloc_fail.h"
 #include "support/catch.h"
 #include "support/fixture.h"
 #include "support/network.h"
@@ -235,4 +236,30 @@ TEST_CASE("vae_kl: no memory is an error, whatever the place", "[vae]")
         CHECK(decode(&run) == HD_ERR_NOMEM);
         CHECK(hd_arena_mark(run.exec.arena) == 0);
     }
+}
+
+TEST_CASE("vae_kl: each allocation in turn fails, while loading and in the first pass",
+          "[vae][nomem]")
+{
+    hd_vae_kl_config c{};
+    hd_weights *weights = nullptr;
+    Json json("config.json", fixture_text("vae/old/config.json"));
+    REQUIRE_OK(hd_vae_kl_config_read(&c, json.root()));
+    std::vector<float> latent(4 * 4 * 4), image(4 * 4 * 3);
+    hd_tensor from = hd_tensor_of(latent.data(), HD_F32, hd_shape4(1, 4, 4, 4));
+    hd_tensor to = hd_tensor_of(image.data(), HD_F32, hd_shape4(1, 4, 4, 3));
+    Run run;
+    int64_t count = fail_each_allocation([&] {
+        hd_vae_kl *vae = nullptr;
+        // Opened anew each time: loading renames.
+        hd_status status =
+            hd_weights_open(&weights, fixture_path("vae/old").c_str(), "diffusion_pytorch_model");
+        if (status != HD_OK) return status;
+        status = hd_vae_kl_create(&vae, &run, &c, weights, HD_F32, nullptr, nullptr);
+        hd_weights_free(weights);
+        if (status == HD_OK) status = hd_vae_kl_decode(&run, vae, nullptr, to, from);
+        hd_vae_kl_free(vae);
+        return status;
+    });
+    CHECK(count > 100);
 }

@@ -3,6 +3,7 @@
 #include <map>
 
 #include "engine/attention/run.h"
+#include "support/alloc_fail.h"
 #include "support/catch.h"
 #include "support/fixture.h"
 #include "support/network.h"
@@ -277,4 +278,37 @@ TEST_CASE("unet2d: no memory is an error, whatever the place", "[unet]")
         CHECK(b.forward(&run, u) == HD_ERR_NOMEM);
         CHECK(hd_arena_mark(run.exec.arena) == 0);
     }
+}
+
+TEST_CASE("unet2d: each allocation in turn fails, while loading and in the first pass",
+          "[unet][nomem]")
+{
+    std::string folder = fixture_path("unet/single");
+    hd_unet2d_config c{};
+    hd_weights *weights = nullptr;
+    Json json("config.json", fixture_text("unet/single/config.json"));
+    REQUIRE_OK(hd_unet2d_config_read(&c, json.root()));
+    REQUIRE_OK(hd_weights_open(&weights, folder.c_str(), "diffusion_pytorch_model"));
+    Batch b{};
+    {
+        Unet loaded(folder, HD_F32);
+        b = rows_batch(loaded, {1}, 4, 4);
+        REQUIRE(b.latent.size() == 4 * 4 * 4);
+        b.out.resize(b.latent.size());
+    }
+    Run run;
+    int64_t count = fail_each_allocation([&] {
+        hd_unet2d *unet = nullptr;
+        hd_status status = hd_unet2d_create(&unet, &run, &c, weights, HD_F32, nullptr, nullptr);
+        hd_unet2d_inputs inputs{};
+        inputs.timestep = b.timestep.data();
+        inputs.text = hd_tensor_of(b.text.data(), HD_F32, hd_shape3(1, 7, 24));
+        hd_tensor out = hd_tensor_of(b.out.data(), HD_F32, hd_shape4(1, 4, 4, 4));
+        hd_tensor latent = hd_tensor_of(b.latent.data(), HD_F32, hd_shape4(1, 4, 4, 4));
+        if (status == HD_OK) status = hd_unet2d_forward(&run, unet, nullptr, out, latent, &inputs);
+        hd_unet2d_free(unet);
+        return status;
+    });
+    CHECK(count > 100);
+    hd_weights_free(weights);
 }
