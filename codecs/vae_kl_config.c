@@ -80,6 +80,13 @@ static hd_status vae_kl_read_sample_size(hd_vae_kl_config *c, const hd_json *roo
     return node ? hd_json_to_int(node, 1, 1 << 20, &c->sample_size) : HD_OK;
 }
 
+static hd_status vae_kl_read_scale(hd_vae_kl_config *c, const hd_json *root)
+{
+    HD_TRY(hd_config_double(root, "scaling_factor", 1e-6, 1e6, 0.18215, &c->scaling_factor));
+    if (!hd_config_given(root, "shift_factor")) return HD_OK;
+    return hd_config_double(root, "shift_factor", -1e6, 1e6, 0, &c->shift_factor);
+}
+
 hd_status hd_vae_kl_config_read(hd_vae_kl_config *out, const hd_json *root)
 {
     hd_vae_kl_config c = {0};
@@ -91,9 +98,7 @@ hd_status hd_vae_kl_config_read(hd_vae_kl_config *out, const hd_json *root)
     HD_TRY(hd_config_int(root, "layers_per_block", 1, 64, 1, &c.layers));
     HD_TRY(vae_kl_read_sample_size(&c, root));
     HD_TRY(hd_config_activation(root, "act_fn", HD_ACT_SILU, &c.act));
-    HD_TRY(hd_config_double(root, "scaling_factor", 1e-6, 1e6, 0.18215, &c.scaling_factor));
-    if (hd_config_given(root, "shift_factor"))
-        HD_TRY(hd_config_double(root, "shift_factor", -1e6, 1e6, 0, &c.shift_factor));
+    HD_TRY(vae_kl_read_scale(&c, root));
     HD_TRY(hd_config_bool(root, "use_quant_conv", true, &c.quant_conv));
     HD_TRY(hd_config_bool(root, "use_post_quant_conv", true, &c.post_quant_conv));
     HD_TRY(hd_config_bool(root, "mid_block_add_attention", true, &c.mid_attention));

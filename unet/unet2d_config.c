@@ -284,13 +284,25 @@ static hd_status unet2d_read_layers(hd_unet2d_config *c, const hd_json *root)
     return HD_OK;
 }
 
+// What stands for itself.
+static hd_status unet2d_read_scalars(hd_unet2d_config *c, const hd_json *root)
+{
+    HD_TRY(hd_config_int(root, "in_channels", 1, UNET_MAX_CHANNELS, 4, &c->in_channels));
+    HD_TRY(hd_config_int(root, "out_channels", 1, UNET_MAX_CHANNELS, 4, &c->out_channels));
+    HD_TRY(unet2d_read_kernel(root, "conv_in_kernel", &c->conv_in_kernel));
+    HD_TRY(unet2d_read_kernel(root, "conv_out_kernel", &c->conv_out_kernel));
+    HD_TRY(hd_config_int(root, "downsample_padding", 0, 1, 1, &c->downsample_padding));
+    HD_TRY(hd_config_double(root, "norm_eps", 0, 1, 1e-5, &c->eps));
+    HD_TRY(hd_config_double(root, "mid_block_scale_factor", 1e-6, 1e6, 1, &c->mid_scale));
+    HD_TRY(hd_config_bool(root, "center_input_sample", false, &c->center_input));
+    return hd_config_activation(root, "act_fn", HD_ACT_SILU, &c->act);
+}
+
 hd_status hd_unet2d_config_read(hd_unet2d_config *out, const hd_json *root)
 {
     hd_unet2d_config c = {0};
     HD_TRY(hd_config_check(root, unet2d_rules));
     HD_TRY(unet2d_read_sample_size(&c, root));
-    HD_TRY(hd_config_int(root, "in_channels", 1, UNET_MAX_CHANNELS, 4, &c.in_channels));
-    HD_TRY(hd_config_int(root, "out_channels", 1, UNET_MAX_CHANNELS, 4, &c.out_channels));
     HD_TRY(unet2d_read_types(&c, root));
     HD_TRY(unet2d_read_layers(&c, root));
     HD_TRY(unet2d_read_channels(&c, root));
@@ -298,13 +310,7 @@ hd_status hd_unet2d_config_read(hd_unet2d_config *out, const hd_json *root)
     HD_TRY(unet2d_read_text(&c, root));
     HD_TRY(unet2d_read_depths(&c, root));
     HD_TRY(unet2d_read_time(&c, root));
-    HD_TRY(unet2d_read_kernel(root, "conv_in_kernel", &c.conv_in_kernel));
-    HD_TRY(unet2d_read_kernel(root, "conv_out_kernel", &c.conv_out_kernel));
-    HD_TRY(hd_config_int(root, "downsample_padding", 0, 1, 1, &c.downsample_padding));
-    HD_TRY(hd_config_double(root, "norm_eps", 0, 1, 1e-5, &c.eps));
-    HD_TRY(hd_config_double(root, "mid_block_scale_factor", 1e-6, 1e6, 1, &c.mid_scale));
-    HD_TRY(hd_config_bool(root, "center_input_sample", false, &c.center_input));
-    HD_TRY(hd_config_activation(root, "act_fn", HD_ACT_SILU, &c.act));
+    HD_TRY(unet2d_read_scalars(&c, root));
     *out = c;
     return HD_OK;
 }
