@@ -199,6 +199,7 @@ static void draw_noise(void *arg, int64_t row, float *values, int64_t count)
 static hd_status begin_group(generation *g, int64_t first)
 {
     hd_sampler_restart(g->sampler);
+    hd_attention_run_restart(g->attention);
     int64_t values = g->size.latent_values;
     for (int64_t i = 0; i < g->group; i++) {
         hd_rng_free(g->rng[i]);
@@ -224,8 +225,6 @@ static hd_status begin_group(generation *g, int64_t first)
     else
         for (int64_t i = 0; i < g->group * values; i++)
             g->latent[i] *= scale;
-    for (int64_t r = 0; r < rows_of(g); r++)
-        g->row[r].picture = first + r % g->group;
     return HD_OK;
 }
 
@@ -341,6 +340,7 @@ static hd_status make_buffers(generation *g)
         return hd_fail(HD_ERR_NOMEM, "sampler: no memory for the latents of %" PRId64 " pictures",
                        g->group);
     for (int64_t r = 0; r < rows_of(g); r++) {
+        g->row[r].picture = r % g->group;
         strcpy(g->row[r].branch, "main");
         strcpy(g->row[r].role, !g->guided || r >= g->group ? "cond" : "uncond");
         g->guidance[r] = g->preset->guidance;

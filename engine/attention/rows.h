@@ -19,7 +19,7 @@ HD_BEGIN_DECLS
 typedef struct hd_row {
     char branch[24]; // "main", "target.1" ...
     char role[12];   // "cond", "uncond", "perturbed", "noref"
-    int64_t picture; // which picture of the batch it belongs to
+    int64_t picture; // which of the pictures that are sampled together, from 0
 } hd_row;
 
 typedef struct hd_rows {

@@ -362,6 +362,16 @@ hd_status hd_attention_run_finish(hd_attention_run *run)
     return HD_OK;
 }
 
+void hd_attention_run_restart(hd_attention_run *run)
+{
+    for (int64_t i = 0; i < run->site_count; i++)
+        for (int64_t l = 0; l < run->site[i]->links; l++) {
+            run_link *link = &run->site[i]->link[l];
+            for (run_state *s = link->states; s; s = s->next)
+                memset(s->bytes, 0, link->prepared.state_bytes);
+        }
+}
+
 int64_t hd_attention_run_sites(const hd_attention_run *run)
 {
     return run->site_count;

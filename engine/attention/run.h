@@ -22,6 +22,9 @@ void hd_attention_run_free(hd_attention_run *run);
 /* After the dry pass: HD_ERR_ARGUMENT for a processor whose sites or branches match nothing. */
 HD_CHECKED hd_status hd_attention_run_finish(hd_attention_run *run);
 
+/* The next pictures begin: every processor's state is zero again, as prepared. */
+void hd_attention_run_restart(hd_attention_run *run);
+
 /* Keys and values of a text that stays the same for the whole run: x W^T, computed at the first
  * call of each site and kept. `path` is the site's. text [B, L, in], out: [B, L, out] in the
  * compute type, borrowed from the run until hd_attention_run_forget_text. */

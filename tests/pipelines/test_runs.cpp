@@ -115,6 +115,52 @@ TEST_CASE("run: a program adds a processor of its own", "[pipeline]")
     CHECK(pixels(plain.get(), 0) != pixels(silent.get(), 0));
 }
 
+namespace
+{
+hd_status count_prepare(hd_prepare_ctx *ctx)
+{
+    ctx->state_bytes = sizeof(float);
+    return HD_OK;
+}
+
+// The n-th call of a row adds n to what attention gave it: the picture shows whose state it was and
+// how old.
+hd_status count_output(const hd_hook_ctx *ctx, hd_attention_output *output)
+{
+    int64_t values = hd_tensor_count(output->out) / output->out.dim[0];
+    for (int64_t b = 0; b < output->out.dim[0]; b++) {
+        float n = *static_cast<float *>(ctx->state[b]) += 1.0f;
+        for (int64_t i = b * values; i < (b + 1) * values; i++)
+            static_cast<float *>(output->out.data)[i] += 0.1f * n;
+    }
+    return HD_OK;
+}
+} // namespace
+
+TEST_CASE("run: state belongs to a picture, in one group and over several", "[pipeline]")
+{
+    static const hd_param no_params[] = {HD_PARAM_END};
+    static const hd_processor_class counter = [] {
+        hd_processor_class c = {};
+        c.name = "counter";
+        c.params = no_params;
+        c.prepare = count_prepare;
+        c.output = count_output;
+        return c;
+    }();
+    Context context;
+    REQUIRE_OK(hd_context_add_processor(context.context, &counter));
+    // 48 x 32 pictures are sampled together, 256 x 256 ones each in its turn
+    for (const char *size : {"\"width\": 48, \"height\": 32", "\"width\": 256, \"height\": 256"}) {
+        std::string rest =
+            std::string(", \"precision\": \"f32\", \"steps\": 2, \"sampler\": \"euler\", ") + size +
+            ", \"processors\": [{\"use\": \"counter\", \"sites\": [\"mid.** self\"]}]";
+        auto both = context.run("{" + starter() + rest + ", \"batch\": 2, \"seed\": 8}");
+        auto second = context.run("{" + starter() + rest + ", \"seed\": 9}");
+        CHECK(pixels(both.get(), 1) == pixels(second.get(), 0));
+    }
+}
+
 TEST_CASE("run: two contexts at once give what each gives alone", "[pipeline][threads]")
 {
     std::vector<uint8_t> alone[2], together[2];
