@@ -6,27 +6,19 @@
  * gathered once, by all threads, and every (block, strip) is an item of work. A large image would
  * travel through memory: there an item is a stack of strips, gathered into the thread's own buffer,
  * whose last rows move on to be the first of the next strip. An image that needs no change is read
- * where it lies. Everything is decided by the shape of one image. */
+ * where it lies. Where tiles pay, conv_winograd.c takes over. Everything is decided by the shape of
+ * one image. */
 #include "engine/ops/conv.h"
 
 #include <stdlib.h>
 
 #include "engine/arena.h"
-#include "engine/ops/norm.h"
-#include "engine/ops/panel.h"
+#include "engine/ops/conv_work.h"
 
-#define BLOCK_CHANNELS 64                  // a block's weights stay in the second-level cache
-#define STRIP_PIXELS   512                 // of output: some hundreds of microseconds for a block
-#define SHARED_BYTES   ((int64_t)24 << 20) // above this a gathered image is a large one
-#define STACKS         16                  // items of a large image
-
-struct hd_conv {
-    hd_conv_spec spec;
-    int64_t in, out, kh, kw;
-    hd_dtype compute;
-    hd_dnn *dnn;
-    float *bias; // [out], zeros where there is none
-};
+#define CONV_BLOCK   64                 // a block's weights stay in the second-level cache
+#define STRIP_PIXELS 512                // of output: some hundreds of microseconds for a block
+#define SHARED_BYTES ((int64_t)8 << 20) // above this a gathered image is a large one
+#define STACKS       16                 // items of a large image
 
 static hd_status conv_expect_weights(hd_conv_spec spec, hd_tensor weight, hd_tensor bias,
                                      hd_dtype compute)
@@ -69,9 +61,10 @@ hd_status hd_conv_create(hd_conv **out, const hd_exec *ex, hd_conv_spec spec, hd
                                                            .kh = conv->kh,
                                                            .kw = conv->kw,
                                                            .stride = spec.stride,
-                                                           .block = BLOCK_CHANNELS,
+                                                           .block = CONV_BLOCK,
                                                            .compute = compute});
     if (status == HD_OK) status = hd_panel_pack(ex, conv->dnn, compute, 1, &weight);
+    if (status == HD_OK) status = hd_conv_winograd_create(conv);
     if (status != HD_OK) {
         hd_conv_free(conv);
         return status;
@@ -84,6 +77,7 @@ void hd_conv_free(hd_conv *conv)
 {
     if (!conv) return;
     hd_dnn_free(conv->dnn);
+    hd_dnn_free(conv->tiles);
     free(conv->bias);
     free(conv);
 }
@@ -117,33 +111,6 @@ void hd_conv_out_size(const hd_conv *conv, int64_t h, int64_t w, int64_t *oh, in
     *ow = width < 0 ? 0 : width / s->stride + 1;
 }
 
-typedef enum conv_way {
-    CONV_DIRECT, // the input as it lies
-    CONV_SHARED, // the whole gathered image
-    CONV_STACKS, // a buffer per thread
-} conv_way;
-
-typedef struct conv_work {
-    const hd_conv *conv;
-    const hd_panel_kernels *kernels;
-    hd_tensor y, x, residual;
-    conv_way way;
-    int64_t batch, up_h, up_w;  // of the input, after upsampling
-    int64_t oh, ow, ph, pw;     // output; input with its padding, as far as it is read
-    int64_t strip, strips;      // output rows of a strip, strips of an image
-    int64_t stack, stacks;      // strips of an item, items of an image: CONV_STACKS
-    hd_dnn_panel *whole, *rest; // rest: of the last, lower strip
-    hd_scale_shift *normalise;  // with these, per image and channel:
-    const float *scale, *shift;
-    hd_activation act;
-    const int32_t *column; // source column of each upsampled one
-    const float *bias;     // [out], or [B, out]
-    int64_t bias_stride;
-    char *image;   // [B, ph, pw, in]: CONV_SHARED, CONV_DIRECT
-    char *scratch; // per thread: sums, oneDNN's own, a strip's input
-    size_t scratch_stride, sums_bytes, dnn_bytes, strip_bytes;
-} conv_work;
-
 static void gather_pixels(const conv_work *w, int64_t image, char *to, const char *from,
                           int64_t pixels)
 {
@@ -155,8 +122,7 @@ static void gather_pixels(const conv_work *w, int64_t image, char *to, const cha
         w->kernels->convert(to, w->conv->compute, from, w->x.dtype, pixels * in);
 }
 
-// Row `row` of the padded image, pw pixels.
-static void gather_row(const conv_work *w, int64_t image, int64_t row, char *to)
+void hd_conv_gather_row(const conv_work *w, int64_t image, int64_t row, char *to)
 {
     const hd_conv *c = w->conv;
     int64_t pixel = c->in * (int64_t)hd_dtype_size(c->compute);
@@ -186,7 +152,7 @@ static hd_status gather_item(void *arg, int64_t item, int thread)
     const conv_work *w = arg;
     (void)thread;
     int64_t row_bytes = w->pw * w->conv->in * (int64_t)hd_dtype_size(w->conv->compute);
-    gather_row(w, item / w->ph, item % w->ph, w->image + item * row_bytes);
+    hd_conv_gather_row(w, item / w->ph, item % w->ph, w->image + item * row_bytes);
     return HD_OK;
 }
 
@@ -200,7 +166,7 @@ static hd_status conv_strip(const conv_work *w, int64_t image, int64_t strip, in
     if (rows > w->oh - from) rows = w->oh - from;
     HD_TRY(hd_dnn_panel_run(rows == w->strip ? w->whole : w->rest, thread, block, (float *)scratch,
                             x, scratch + w->sums_bytes));
-    int64_t channel = block * BLOCK_CHANNELS;
+    int64_t channel = block * CONV_BLOCK;
     int64_t at =
         ((image * w->oh + from) * w->ow * c->out + channel) * (int64_t)hd_dtype_size(w->y.dtype);
     hd_panel_out out = {.y = (char *)w->y.data + at,
@@ -237,7 +203,7 @@ static hd_status conv_stack(void *arg, int64_t item, int thread)
     for (int64_t strip = first; strip < last; strip++) {
         int64_t top = strip * step;
         for (int64_t r = kept; r < height && top + r < w->ph; r++)
-            gather_row(w, image, top + r, x + r * row_bytes);
+            hd_conv_gather_row(w, image, top + r, x + r * row_bytes);
         for (int64_t block = 0; block < hd_dnn_blocks(c->dnn); block++)
             HD_TRY(conv_strip(w, image, strip, block, x, thread));
         kept = height > step ? height - step : 0;
@@ -353,7 +319,7 @@ static hd_status conv_panels(conv_work *w, const hd_exec *ex)
         if (bytes > w->dnn_bytes) w->dnn_bytes = bytes;
     }
     w->dnn_bytes = (w->dnn_bytes + 63) & ~(size_t)63;
-    w->sums_bytes = (size_t)(w->strip * w->ow * BLOCK_CHANNELS) * sizeof(float);
+    w->sums_bytes = (size_t)(w->strip * w->ow * CONV_BLOCK) * sizeof(float);
     size_t pixel = (size_t)c->in * hd_dtype_size(c->compute);
     if (w->way == CONV_STACKS) w->strip_bytes = (size_t)(height * w->pw) * pixel;
     size_t image = (size_t)(w->batch * w->ph * w->pw) * pixel;
@@ -370,6 +336,7 @@ static hd_status conv_run(conv_work *w, const hd_exec *ex, const hd_conv_extra *
     if (extra && extra->norm) HD_TRY(conv_norm(w, ex, extra->norm));
     HD_TRY(conv_bias(w, ex, extra ? extra->row_bias : hd_tensor_none()));
     HD_TRY(conv_columns(w, ex));
+    if (hd_conv_winograd_pays(w, ex)) return hd_conv_winograd_run(w, ex);
     conv_cut(w);
     HD_TRY(conv_panels(w, ex));
     if (ex->recording) return HD_OK;

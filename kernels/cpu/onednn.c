@@ -130,7 +130,7 @@ typedef int omp_get_threads(void);
 
 // Memory objects of one thread: a handle is set before each run.
 typedef struct dnn_slot {
-    dnnl_memory_t x, y, scratch;
+    dnnl_memory_t x, y, scratch, w; // w: for plain weights
 } dnn_slot;
 
 // The primitive of one panel shape for blocks of one size.
@@ -190,6 +190,7 @@ static void op_clear(dnn_op *op, int64_t blocks)
         if (op->slot[i].x) dnnl_memory_destroy(op->slot[i].x);
         if (op->slot[i].y) dnnl_memory_destroy(op->slot[i].y);
         if (op->slot[i].scratch) dnnl_memory_destroy(op->slot[i].scratch);
+        if (op->slot[i].w) dnnl_memory_destroy(op->slot[i].w);
     }
     free(op->slot);
     for (int64_t b = 0; op->weight && b < blocks; b++)
@@ -264,6 +265,10 @@ static dnnl_status_t weight_desc(const hd_dnn *dnn, dnnl_memory_desc_t *desc, in
                                  bool plain)
 {
     const hd_dnn_filter *f = &dnn->filter;
+    if (f->plain) {
+        int64_t dims[2] = {f->in, out}, strides[2] = {out, 1};
+        return desc_make(desc, 2, dims, f->compute, strides);
+    }
     if (is_matmul(dnn)) {
         int64_t dims[2] = {f->in, out}, strides[2] = {1, f->in};
         return desc_make(desc, 2, dims, f->compute, plain ? strides : NULL);
@@ -401,6 +406,8 @@ static hd_status op_slots(const hd_dnn *dnn, dnn_op *op, int threads)
         if (!status) status = dnnl_memory_create(&s->y, DESC(op->y), dnn->engine, DNNL_MEMORY_NONE);
         if (!status)
             status = dnnl_memory_create(&s->scratch, DESC(op->pad), dnn->engine, DNNL_MEMORY_NONE);
+        if (!status && dnn->filter.plain)
+            status = dnnl_memory_create(&s->w, DESC(op->w), dnn->engine, DNNL_MEMORY_NONE);
         if (status) op->slots++; // so that what was made is freed
         DNN_TRY(status, "describe memory");
     }
@@ -458,6 +465,7 @@ static void *weights_alloc(size_t bytes)
 
 static hd_status dnn_memory(hd_dnn *dnn)
 {
+    if (dnn->filter.plain) return HD_OK;
     size_t whole = (dnnl_memory_desc_get_size(DESC(dnn->whole)) + 63) & ~(size_t)63;
     size_t last = (dnnl_memory_desc_get_size(DESC(dnn->last)) + 63) & ~(size_t)63;
     dnn->whole_bytes = whole;
@@ -481,7 +489,7 @@ static hd_status dnn_open(hd_dnn *dnn)
     HD_TRY(dnn_layout(dnn, &dnn->whole, dnn->filter.block));
     HD_TRY(dnn_layout(dnn, &dnn->last, dnn->last_out));
     HD_TRY(dnn_memory(dnn));
-    for (int64_t b = 0; b < dnn->blocks; b++) {
+    for (int64_t b = 0; dnn->weight && b < dnn->blocks; b++) {
         dnnl_memory_desc_t desc = b == dnn->blocks - 1 ? dnn->last : dnn->whole;
         void *at = (char *)dnn->data + dnn->whole_bytes * (size_t)b;
         DNN_TRY(dnnl_memory_create(&dnn->weight[b], DESC(desc), dnn->engine, at),
@@ -495,7 +503,7 @@ hd_status hd_dnn_create(hd_dnn **out, hd_dnn_filter filter)
     HD_ENSURE(filter.in > 0 && filter.out > 0 && filter.block > 0);
     hd_dnn *dnn = calloc(1, sizeof *dnn);
     if (!dnn) return hd_fail(HD_ERR_NOMEM, "oneDNN: no memory");
-    if (filter.block > filter.out) filter.block = filter.out;
+    if (filter.plain || filter.block > filter.out) filter.block = filter.out;
     dnn->filter = filter;
     dnn->blocks = (filter.out + filter.block - 1) / filter.block;
     dnn->last_out = filter.out - (dnn->blocks - 1) * filter.block;
@@ -542,6 +550,51 @@ hd_status hd_dnn_pack(hd_dnn *dnn, int64_t block, const void *plain)
     desc_free(&desc);
     restore_threads(dnn, before);
     return status;
+}
+
+// Strides and inner blocks of a blocked layout of rank 4; false: it is of another kind.
+static bool blocked_of(const dnnl_memory_desc_t *desc, dnnl_dim_t *strides, int *inner,
+                       dnnl_dim_t *sizes, dnnl_dim_t *axes)
+{
+#if DNNL_VERSION_MAJOR >= 3
+    dnnl_format_kind_t kind;
+    const dnnl_dims_t *s, *b, *i;
+    if (dnnl_memory_desc_query(*desc, dnnl_query_format_kind, &kind) || kind != dnnl_blocked ||
+        dnnl_memory_desc_query(*desc, dnnl_query_strides, &s) ||
+        dnnl_memory_desc_query(*desc, dnnl_query_inner_nblks_s32, inner) ||
+        dnnl_memory_desc_query(*desc, dnnl_query_inner_blks, &b) ||
+        dnnl_memory_desc_query(*desc, dnnl_query_inner_idxs, &i))
+        return false;
+    memcpy(strides, *s, 4 * sizeof *strides);
+    memcpy(sizes, *b, (size_t)*inner * sizeof *sizes);
+    memcpy(axes, *i, (size_t)*inner * sizeof *axes);
+#else
+    if (desc->format_kind != dnnl_blocked) return false;
+    const dnnl_blocking_desc_t *b = &desc->format_desc.blocking;
+    *inner = b->inner_nblks;
+    memcpy(strides, b->strides, 4 * sizeof *strides);
+    memcpy(sizes, b->inner_blks, sizeof b->inner_blks);
+    memcpy(axes, b->inner_idxs, sizeof b->inner_idxs);
+#endif
+    return true;
+}
+
+bool hd_dnn_packed_block(const hd_dnn *dnn, int64_t block, hd_dnn_packed *out)
+{
+    const hd_dnn_filter *f = &dnn->filter;
+    dnnl_dim_t strides[DNNL_MAX_NDIMS], sizes[DNNL_MAX_NDIMS], axes[DNNL_MAX_NDIMS];
+    int inner = 0;
+    bool last = block == dnn->blocks - 1;
+    if (is_matmul(dnn) ||
+        !blocked_of(last ? &dnn->last : &dnn->whole, strides, &inner, sizes, axes))
+        return false;
+    out->data = (const char *)dnn->data + dnn->whole_bytes * (size_t)block;
+    out->pair = f->compute == HD_BF16 ? 2 : 1;
+    int64_t width = size_of(dnn, last);
+    bool order = inner == out->pair && sizes[0] == width && axes[0] == 0;
+    if (out->pair == 2) order = order && sizes[1] == 2 && axes[1] == 1;
+    return order && f->in % out->pair == 0 && strides[1] == width * out->pair &&
+           strides[3] == width * f->in && strides[2] == strides[3] * f->kw;
 }
 
 static hd_status panel_make(hd_dnn *dnn, hd_dnn_input input)
@@ -609,25 +662,39 @@ const char *hd_dnn_panel_name(const hd_dnn_panel *panel)
     return panel->whole.primitive ? panel->whole.name : panel->last.name;
 }
 
-hd_status hd_dnn_panel_run(hd_dnn_panel *panel, int thread, int64_t block, float *y, const void *x,
-                           void *scratch)
+static hd_status op_run(const hd_dnn *dnn, const dnn_op *op, int thread, float *y, const void *x,
+                        dnnl_memory_t weights, void *scratch)
 {
-    hd_dnn *dnn = panel->dnn;
-    bool last = block == dnn->blocks - 1 && dnn->last_out != dnn->filter.block;
-    dnn_op *op = last ? &panel->last : &panel->whole;
     dnn_slot *slot = &op->slot[thread];
     int before = one_thread(dnn);
     dnnl_status_t status = dnnl_memory_set_data_handle(slot->x, (void *)(uintptr_t)x);
     if (!status) status = dnnl_memory_set_data_handle(slot->y, y);
     if (!status) status = dnnl_memory_set_data_handle(slot->scratch, scratch);
-    dnnl_exec_arg_t args[] = {
-        {DNNL_ARG_SRC, slot->x},
-        {DNNL_ARG_WEIGHTS, op->own_weights ? op->weight[block] : dnn->weight[block]},
-        {DNNL_ARG_DST, slot->y},
-        {DNNL_ARG_SCRATCHPAD, slot->scratch}};
+    dnnl_exec_arg_t args[] = {{DNNL_ARG_SRC, slot->x},
+                              {DNNL_ARG_WEIGHTS, weights},
+                              {DNNL_ARG_DST, slot->y},
+                              {DNNL_ARG_SCRATCHPAD, slot->scratch}};
     if (!status) status = dnnl_primitive_execute(op->primitive, dnn->stream[thread], 4, args);
     restore_threads(dnn, before);
     return dnn_check(status, "run a panel");
+}
+
+hd_status hd_dnn_panel_run(hd_dnn_panel *panel, int thread, int64_t block, float *y, const void *x,
+                           void *scratch)
+{
+    const hd_dnn *dnn = panel->dnn;
+    bool last = block == dnn->blocks - 1 && dnn->last_out != dnn->filter.block;
+    const dnn_op *op = last ? &panel->last : &panel->whole;
+    dnnl_memory_t weights = op->own_weights ? op->weight[block] : dnn->weight[block];
+    return op_run(dnn, op, thread, y, x, weights, scratch);
+}
+
+hd_status hd_dnn_panel_run_plain(hd_dnn_panel *panel, int thread, float *y, const void *x,
+                                 const void *weights, void *scratch)
+{
+    dnnl_memory_t w = panel->whole.slot[thread].w;
+    HD_TRY(dnn_check(dnnl_memory_set_data_handle(w, (void *)(uintptr_t)weights), "take weights"));
+    return op_run(panel->dnn, &panel->whole, thread, y, x, w, scratch);
 }
 
 // Matrices of one matmul of oneDNN's own, and what runs it.

@@ -10,6 +10,8 @@
 #ifndef HD_KERNELS_CPU_ONEDNN_H
 #define HD_KERNELS_CPU_ONEDNN_H
 
+#include <stdbool.h>
+
 #include "base/pool.h"
 #include "base/tensor.h"
 
@@ -23,6 +25,7 @@ typedef struct hd_dnn_filter {
     int64_t kh, kw, stride; // 0, 0, 0: a matmul, y = x W^T
     int64_t block;          // outputs of a block; the last may have fewer
     hd_dtype compute;       // of x and the weights, HD_F32 (strict) or HD_BF16; sums are f32
+    bool plain;             // a matmul by W [in, out] of the caller's, named at each run: one block
 } hd_dnn_filter;
 
 typedef struct hd_dnn_input {
@@ -43,6 +46,14 @@ int64_t hd_dnn_bytes(const hd_dnn *dnn);
  * blocks may be packed by different threads at once. */
 HD_CHECKED hd_status hd_dnn_pack(hd_dnn *dnn, int64_t block, const void *plain);
 
+/* Where a packed block of convolution weights lies, for who wants to read it again: f32 or bf16
+ * [kh, kw, in / pair, outputs, pair]. False: oneDNN packed it in another order. */
+typedef struct hd_dnn_packed {
+    const void *data;
+    int64_t pair; // 1, or 2 for bf16
+} hd_dnn_packed;
+bool hd_dnn_packed_block(const hd_dnn *dnn, int64_t block, hd_dnn_packed *out);
+
 /* The panel for this shape, for up to `threads` threads; made on first use, kept by `dnn`,
  * borrowed: it lives until some tens of other shapes were asked for. */
 HD_CHECKED hd_status hd_dnn_panel_get(hd_dnn *dnn, int threads, hd_dnn_input input,
@@ -53,6 +64,9 @@ size_t hd_dnn_panel_scratch_bytes(const hd_dnn_panel *panel);
  * threads share a number. */
 HD_CHECKED hd_status hd_dnn_panel_run(hd_dnn_panel *panel, int thread, int64_t block, float *y,
                                       const void *x, void *scratch);
+/* The same for a plain filter: y [rows, out] = x W. */
+HD_CHECKED hd_status hd_dnn_panel_run_plain(hd_dnn_panel *panel, int thread, float *y,
+                                            const void *x, const void *weights, void *scratch);
 /* "brgconv:avx512_core_bf16": what oneDNN chose for whole blocks. */
 const char *hd_dnn_panel_name(const hd_dnn_panel *panel);
 
