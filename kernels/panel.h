@@ -21,6 +21,10 @@ typedef struct hd_panel_kernels {
     unsigned needs; // instruction sets, as in base/exec.h
     /* y = x in y's type; no overlap. */
     void (*convert)(void *y, hd_dtype y_dtype, const void *x, hd_dtype x_dtype, int64_t count);
+    /* y = (value + bias) * GELU(gate + gate_bias), row by row; value and gate [rows, columns]
+     * without gaps, gate_bias NULL where out.bias is. No residual. */
+    void (*store_geglu)(hd_panel_out out, const float *value, const float *gate,
+                        const float *gate_bias, int64_t rows, int64_t columns);
     /* y = (sums + bias) + residual, row by row; sums [rows, columns] without gaps. */
     void (*store)(hd_panel_out out, const float *sums, int64_t rows, int64_t columns);
 } hd_panel_kernels;

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 
 #include "engine/arena.h"
+#include "engine/ops/elementwise.h"
 #include "engine/ops/panel.h"
 
 #define PANEL_TOKENS  128
@@ -23,10 +24,23 @@ struct hd_linear {
     float *bias; // NULL: none
 };
 
+// The largest multiple of BLOCK_STEP up to `most` that divides n; 0 if it is below most / 2.
+static int64_t block_divisor(int64_t n, int64_t most)
+{
+    for (int64_t block = most; block >= most / 2 && n >= block; block -= BLOCK_STEP)
+        if (n % block == 0) return block;
+    return 0;
+}
+
+// Blocks of equal size where there is a good one, not across the middle if that can be avoided: a
+// gated layer pairs the blocks of its halves.
 static int64_t linear_block(int64_t in, int64_t out)
 {
     int64_t most = hd_div_up(BLOCK_WEIGHTS / in + 1, BLOCK_STEP) * BLOCK_STEP;
     if (most > BLOCK_MOST) most = BLOCK_MOST;
+    int64_t block = out % 2 ? 0 : block_divisor(out / 2, most);
+    if (!block) block = block_divisor(out, most);
+    if (block) return block;
     int64_t blocks = out > most ? hd_div_up(out, most) : 1;
     return hd_div_up(hd_div_up(out, blocks), BLOCK_STEP) * BLOCK_STEP;
 }
@@ -158,11 +172,18 @@ typedef struct linear_work {
     const hd_linear *linear;
     const hd_panel_kernels *kernels;
     token_view x, y, residual;
+    bool gated;                 // y is half as wide: GEGLU
     int64_t panel, panels;      // tokens of a panel, panels of a row
     hd_dnn_panel *whole, *rest; // rest: of the last, shorter panel
     char *scratch;              // per thread: sums, then oneDNN's own
     size_t scratch_stride, sums_bytes;
 } linear_work;
+
+static char *token_at(const token_view *t, int64_t row, int64_t token, int64_t column)
+{
+    int64_t at = row * t->row_stride + token * t->stride + column;
+    return t->data + at * (int64_t)hd_dtype_size(t->dtype);
+}
 
 static hd_status linear_item(void *arg, int64_t item, int thread)
 {
@@ -172,26 +193,32 @@ static hd_status linear_item(void *arg, int64_t item, int thread)
     int64_t block = item / w->x.rows / w->panels;
     int64_t from = panel * w->panel, tokens = w->panel;
     if (tokens > w->x.tokens - from) tokens = w->x.tokens - from;
+    hd_dnn_panel *run = tokens == w->panel ? w->whole : w->rest;
     char *scratch = w->scratch + (size_t)thread * w->scratch_stride;
-    float *sums = (float *)scratch;
-    const char *x = w->x.data + (row * w->x.row_stride + from * w->x.stride) *
-                                    (int64_t)hd_dtype_size(w->x.dtype);
-    HD_TRY(hd_dnn_panel_run(tokens == w->panel ? w->whole : w->rest, thread, block, sums, x,
-                            scratch + w->sums_bytes));
-    int64_t column = block * l->block, size = (int64_t)hd_dtype_size(w->y.dtype);
-    hd_panel_out out = {.dtype = w->y.dtype,
+    char *own = scratch + w->sums_bytes * (w->gated ? 2 : 1);
+    const char *x = token_at(&w->x, row, from, 0);
+    int64_t column = block * l->block, count = hd_dnn_block_out(l->dnn, block);
+    const float *bias = l->bias ? l->bias + column : NULL;
+    hd_panel_out out = {.y = token_at(&w->y, row, from, column),
+                        .dtype = w->y.dtype,
                         .stride = w->y.stride,
-                        .residual_stride = w->residual.stride,
-                        .bias = l->bias ? l->bias + column : NULL};
-    out.y = w->y.data + (row * w->y.row_stride + from * w->y.stride + column) * size;
-    if (w->residual.data)
-        out.residual = w->residual.data +
-                       (row * w->residual.row_stride + from * w->residual.stride + column) * size;
-    w->kernels->store(out, sums, tokens, hd_dnn_block_out(l->dnn, block));
+                        .bias = bias};
+    float *sums = (float *)scratch, *gate = (float *)(scratch + w->sums_bytes);
+    HD_TRY(hd_dnn_panel_run(run, thread, block, sums, x, own));
+    if (w->gated) {
+        int64_t half = l->out / 2;
+        HD_TRY(hd_dnn_panel_run(run, thread, block + half / l->block, gate, x, own));
+        w->kernels->store_geglu(out, sums, gate, bias ? bias + half : NULL, tokens, count);
+        return HD_OK;
+    }
+    if (w->residual.data) out.residual = token_at(&w->residual, row, from, column);
+    out.residual_stride = w->residual.stride;
+    w->kernels->store(out, sums, tokens, count);
     return HD_OK;
 }
 
-static hd_status linear_expect(const hd_linear *l, hd_tensor y, hd_tensor x, hd_tensor residual)
+static hd_status linear_expect(const hd_linear *l, hd_tensor y, int64_t out, hd_tensor x,
+                               hd_tensor residual)
 {
     char text[200];
     if (x.rank < 2 || x.dim[x.rank - 1] != l->in || x.dtype != l->compute)
@@ -200,7 +227,7 @@ static hd_status linear_expect(const hd_linear *l, hd_tensor y, hd_tensor x, hd_
                        hd_dtype_name(l->compute));
     hd_shape shape = hd_tensor_shape(x);
     HD_TRY(hd_expect_shape("linear: x", x, l->compute, shape));
-    shape.dim[shape.rank - 1] = l->out;
+    shape.dim[shape.rank - 1] = out;
     HD_TRY(hd_expect_shape("linear: y", y, y.dtype == HD_F32 ? HD_F32 : l->compute, shape));
     if (hd_tensor_given(residual)) HD_TRY(hd_expect_like("linear: residual", residual, y));
     return HD_OK;
@@ -222,28 +249,56 @@ static hd_status linear_prepare(linear_work *w, const hd_exec *ex)
         if (bytes > dnn_bytes) dnn_bytes = bytes;
     }
     w->sums_bytes = ((size_t)(w->panel * l->block) * sizeof(float) + 63) & ~(size_t)63;
-    w->scratch = hd_panel_scratch(ex, w->sums_bytes + dnn_bytes, &w->scratch_stride);
+    size_t bytes = w->sums_bytes * (w->gated ? 2 : 1) + dnn_bytes;
+    w->scratch = hd_panel_scratch(ex, bytes, &w->scratch_stride);
     if (!w->scratch) return hd_fail(HD_ERR_NOMEM, "linear: the arena is full");
     return HD_OK;
+}
+
+static hd_status linear_run(linear_work *w, const hd_exec *ex, hd_tensor y, hd_tensor x,
+                            hd_tensor residual)
+{
+    const hd_linear *l = w->linear;
+    w->kernels = hd_panel_kernels_of(ex);
+    HD_ENSURE(ex->arena && w->kernels);
+    HD_TRY(token_view_of(&w->x, "linear: x", x));
+    HD_TRY(token_view_of(&w->y, "linear: y", y));
+    if (hd_tensor_given(residual))
+        HD_TRY(token_view_of(&w->residual, "linear: residual", residual));
+    if (w->x.rows == 0 || w->x.tokens == 0) return HD_OK;
+    // a token alone has no distance to the next: one panel for every caller's strides
+    if (w->x.tokens == 1) w->x.stride = l->in;
+    size_t mark = hd_arena_mark(ex->arena);
+    hd_status status = linear_prepare(w, ex);
+    int64_t blocks = w->gated ? l->out / 2 / l->block : hd_dnn_blocks(l->dnn);
+    if (status == HD_OK && !ex->recording)
+        status = hd_parallel_for(ex->pool, w->x.rows * w->panels * blocks, linear_item, w);
+    hd_arena_rewind(ex->arena, mark);
+    return status;
 }
 
 hd_status hd_linear_run(const hd_exec *ex, const hd_linear *linear, hd_tensor y, hd_tensor x,
                         hd_tensor residual)
 {
-    HD_TRY(linear_expect(linear, y, x, residual));
-    linear_work w = {.linear = linear, .kernels = hd_panel_kernels_of(ex)};
-    HD_ENSURE(ex->arena && w.kernels);
-    HD_TRY(token_view_of(&w.x, "linear: x", x));
-    HD_TRY(token_view_of(&w.y, "linear: y", y));
-    if (hd_tensor_given(residual)) HD_TRY(token_view_of(&w.residual, "linear: residual", residual));
-    if (w.x.rows == 0 || w.x.tokens == 0) return HD_OK;
-    // a token alone has no distance to the next: one panel for every caller's strides
-    if (w.x.tokens == 1) w.x.stride = linear->in;
+    HD_TRY(linear_expect(linear, y, linear->out, x, residual));
+    linear_work w = {.linear = linear};
+    return linear_run(&w, ex, y, x, residual);
+}
+
+hd_status hd_linear_run_geglu(const hd_exec *ex, const hd_linear *linear, hd_tensor y, hd_tensor x)
+{
+    HD_ENSURE(linear->out % 2 == 0);
+    HD_TRY(linear_expect(linear, y, linear->out / 2, x, hd_tensor_none()));
+    linear_work w = {.linear = linear, .gated = true};
+    if (linear->out / 2 % linear->block == 0) return linear_run(&w, ex, y, x, hd_tensor_none());
+    // a width whose halves share a block: no network of note has one
+    HD_ENSURE(ex->arena);
     size_t mark = hd_arena_mark(ex->arena);
-    hd_status status = linear_prepare(&w, ex);
-    if (status == HD_OK && !ex->recording)
-        status = hd_parallel_for(ex->pool, w.x.rows * w.panels * hd_dnn_blocks(linear->dnn),
-                                 linear_item, &w);
+    hd_shape shape = hd_tensor_shape(y);
+    shape.dim[shape.rank - 1] = linear->out;
+    hd_tensor wide = hd_arena_tensor(ex->arena, y.dtype, shape);
+    hd_status status = hd_linear_run(ex, linear, wide, x, hd_tensor_none());
+    if (status == HD_OK) status = hd_geglu(ex, y, wide);
     hd_arena_rewind(ex->arena, mark);
     return status;
 }

@@ -32,6 +32,10 @@ int64_t hd_linear_bytes(const hd_linear *linear); // packed weights and bias
  * hd_tensor_none(), or like y (may be y itself): y = x W^T + b + residual. */
 HD_CHECKED hd_status hd_linear_run(const hd_exec *ex, const hd_linear *linear, hd_tensor y,
                                    hd_tensor x, hd_tensor residual);
+/* y = (x W^T + b)[:out / 2] * gelu(the other half): a linear layer and the hd_geglu that follows,
+ * without the wide tensor between them. y [B, ..., out / 2], else as above. */
+HD_CHECKED hd_status hd_linear_run_geglu(const hd_exec *ex, const hd_linear *linear, hd_tensor y,
+                                         hd_tensor x);
 
 HD_END_DECLS
 #endif

@@ -51,4 +51,28 @@ static void store(hd_panel_out out, const float *sums, int64_t rows, int64_t col
         store_loop(out, HD_F32, false, sums, rows, columns);
 }
 
-const hd_panel_kernels hd_panel_avx512 = {HD_CPU | HD_AVX512, convert, store};
+V16_INLINE void geglu_loop(hd_panel_out out, hd_dtype dtype, const float *value, const float *gate,
+                           const float *gate_bias, int64_t rows, int64_t columns)
+{
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t c = 0; c < columns; c += 16) {
+            __mmask16 mask = v16_mask(columns - c);
+            __m512 v = v16_load(value, HD_F32, r * columns + c, mask);
+            __m512 g = v16_load(gate, HD_F32, r * columns + c, mask);
+            if (out.bias) v = _mm512_add_ps(v, v16_load(out.bias, HD_F32, c, mask));
+            if (gate_bias) g = _mm512_add_ps(g, v16_load(gate_bias, HD_F32, c, mask));
+            __m512 y = _mm512_mul_ps(v, v16_activation(g, HD_ACT_GELU));
+            v16_store(out.y, dtype, r * out.stride + c, mask, y);
+        }
+}
+
+static void store_geglu(hd_panel_out out, const float *value, const float *gate,
+                        const float *gate_bias, int64_t rows, int64_t columns)
+{
+    if (out.dtype == HD_BF16)
+        geglu_loop(out, HD_BF16, value, gate, gate_bias, rows, columns);
+    else
+        geglu_loop(out, HD_F32, value, gate, gate_bias, rows, columns);
+}
+
+const hd_panel_kernels hd_panel_avx512 = {HD_CPU | HD_AVX512, convert, store_geglu, store};

@@ -22,4 +22,17 @@ static void store(hd_panel_out out, const float *sums, int64_t rows, int64_t col
         }
 }
 
-const hd_panel_kernels hd_panel_reference = {HD_CPU, convert, store};
+static void store_geglu(hd_panel_out out, const float *value, const float *gate,
+                        const float *gate_bias, int64_t rows, int64_t columns)
+{
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t c = 0; c < columns; c++) {
+            double v = (double)value[r * columns + c], g = (double)gate[r * columns + c];
+            if (out.bias) v += (double)out.bias[c];
+            if (gate_bias) g += (double)gate_bias[c];
+            float y = (float)(v * hd_scalar_activation(g, HD_ACT_GELU));
+            hd_scalar_store(out.y, out.dtype, r * out.stride + c, y);
+        }
+}
+
+const hd_panel_kernels hd_panel_reference = {HD_CPU, convert, store_geglu, store};

@@ -228,12 +228,9 @@ static hd_status transformer_feed_forward(const transformer_pass *p, const trans
     for (int64_t at = 0; at < tokens; at += TRANSFORMER_FF_TOKENS) {
         int64_t count = tokens - at < TRANSFORMER_FF_TOKENS ? tokens - at : TRANSFORMER_FF_TOKENS;
         size_t mark = hd_arena_mark(ex->arena);
-        hd_tensor wide = hd_arena_tensor(ex->arena, h.dtype, hd_shape3(p->rows, count, 8 * inner));
         hd_tensor gated = hd_arena_tensor(ex->arena, h.dtype, hd_shape3(p->rows, count, 4 * inner));
         hd_tensor piece = hd_tensor_slice(h, 1, at, count);
-        HD_TRY(hd_linear_run(ex, block->ff_in, wide, hd_tensor_slice(n, 1, at, count),
-                             hd_tensor_none()));
-        HD_TRY(hd_geglu(ex, gated, wide));
+        HD_TRY(hd_linear_run_geglu(ex, block->ff_in, gated, hd_tensor_slice(n, 1, at, count)));
         HD_TRY(hd_linear_run(ex, block->ff_out, piece, gated, piece));
         hd_arena_rewind(ex->arena, mark);
     }

@@ -125,6 +125,28 @@ TEST_CASE("linear: parts are stacked, y may be a column slice, x may be strided"
     }
 }
 
+TEST_CASE("linear: gated, it equals both halves and the product in f64", "[ops]")
+{
+    auto has = GENERATE(from_range(every_isa()));
+    auto compute = GENERATE(from_range(types()));
+    auto out = GENERATE(512, 40); // halves of whole blocks; halves that share one
+    Run run(has, 2);
+    Values w = Values::normal(compute, hd_shape2(out, 40), 1, 0.3f);
+    Values bias = Values::normal(HD_F32, hd_shape1(out), 2);
+    Values x = Values::normal(compute, hd_shape3(2, 150, 40), 3);
+    Values y(compute, hd_shape3(2, 150, out / 2));
+    Linear l(&run, {w.t}, {bias.t}, compute);
+    REQUIRE_OK(hd_linear_run_geglu(&run, l.p, y.t, x.t));
+    std::vector<double> wide = linear_f64(x, w, &bias, nullptr), truth((size_t)y.count());
+    for (int64_t i = 0; i < y.count(); i++) {
+        const double *row = &wide[(size_t)(i / (out / 2) * out)];
+        double value = row[i % (out / 2)], gate = row[i % (out / 2) + out / 2];
+        truth[(size_t)i] = value * gate * 0.5 * std::erfc(-gate * std::sqrt(0.5));
+    }
+    CHECK(worst_error(y, truth) < tolerance(compute));
+    CHECK_FAILS(hd_linear_run_geglu(&run, l.p, x.t, x.t), HD_ERR_SHAPE, "linear: y is");
+}
+
 TEST_CASE("linear: a row alone equals the same row in any batch, at any threads", "[ops][threads]")
 {
     auto compute = GENERATE(from_range(types()));
