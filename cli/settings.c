@@ -172,6 +172,7 @@ static void write_field(hd_json_writer *w, const hd_param *p, const void *from)
     case HD_PARAM_TYPE_ENUM:
         hd_json_write_string(w, NULL, p->names[*(const int *)field]);
         break;
+    case HD_PARAM_TYPE_JSON: // no command-line field is one
     case HD_PARAM_TYPE_END:
         break;
     }

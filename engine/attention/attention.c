@@ -124,7 +124,7 @@ static hd_status tokens_hooks(edited_call *e)
             owned[j] = true;
         }
         if (e->ex->recording) continue;
-        hd_tokens tokens = {e->call.q, e->call.k, e->call.v};
+        hd_tokens tokens = {.q = e->call.q, .k = e->call.k, .v = e->call.v};
         HD_TRY(class->tokens(&a->ctx, &tokens));
         e->call.q = tokens.q, e->call.k = tokens.k, e->call.v = tokens.v;
     }
@@ -145,7 +145,8 @@ static hd_status logits_hooks(edited_call *e)
                     e->row_scale[j] = 1.0f;
         }
         if (e->ex->recording) continue;
-        hd_logits logits = {&a->ctx, e->row_scale, rows, queries};
+        hd_logits logits = {
+            .ctx = &a->ctx, .row_scale = e->row_scale, .rows = rows, .queries = queries};
         HD_TRY(a->link->processor->class->logits(&a->ctx, &logits));
     }
     return HD_OK;
@@ -158,7 +159,7 @@ static hd_status output_hooks(edited_call *e)
         const hd_processor_class *class = a->link->processor->class;
         HD_TRY(run_passes(e, a, HD_PASS_AFTER));
         if (!class->output || e->ex->recording) continue;
-        hd_attention_output output = {e->call.out, e->lse};
+        hd_attention_output output = {.out = e->call.out, .lse = e->lse};
         HD_TRY(class->output(&a->ctx, &output));
     }
     return HD_OK;

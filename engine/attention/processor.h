@@ -7,11 +7,12 @@
  * rows alone whose `active` flag is false.
  *
  * Order in a call: for each processor in preset order its "before" passes, then its tokens hook;
- * then all logits hooks; the kernel; then for each processor its "after" passes and its output
- * hook. */
+ * then all logits hooks; all probe hooks; the plan hook; the kernel (the map hooks inside it); then
+ * for each processor its "after" passes and its output hook. */
 #ifndef HD_ENGINE_ATTENTION_PROCESSOR_H
 #define HD_ENGINE_ATTENTION_PROCESSOR_H
 
+#include "base/plan.h"
 #include "engine/attention/attention.h"
 #include "engine/options/param.h"
 
@@ -22,8 +23,14 @@ enum {
     HD_EDITS_Q = 1u << 0, // tokens hook writes q: it gets a private contiguous copy
     HD_EDITS_K = 1u << 1,
     HD_EDITS_V = 1u << 2,
-    HD_READS_X = 1u << 3,   // refused at sites that have no x
-    HD_READS_LSE = 1u << 4, // output hook reads the row log-sum-exp
+    HD_READS_X = 1u << 3,      // refused at sites that have no x
+    HD_READS_LSE = 1u << 4,    // output hook reads the row log-sum-exp
+    HD_MOVES_TOKENS = 1u << 5, // tokens hook merges, drops or reorders tokens of q, k or v: what
+                               // addresses tokens by position later in the chain is refused
+    HD_ADDS_COLUMN_BIAS = 1u << 6, // logits hook: hd_logits.column_bias
+    HD_ADDS_SEGMENTS = 1u << 7,    // logits hook: hd_logits.segments
+    HD_ADDS_BIAS = 1u << 8,        // logits hook: hd_logits.bias, dense
+    HD_ADDS_MASK = 1u << 9,        // logits hook: hd_logits.mask, dense
 };
 
 typedef enum hd_pass_when {
@@ -51,6 +58,10 @@ typedef struct hd_prepare_ctx {
     size_t scratch_bytes; // during the call
     int passes;
     hd_pass pass[HD_MAX_PASSES]; // when, query_len, key_len
+    int64_t extra_keys;          // room behind the call's keys for those the tokens hook appends
+    int64_t indicators;          // probe: value channels
+    int64_t query_labels, key_labels; // HD_ADDS_SEGMENTS
+    void *made; // what prepare made for this site (a static plan, projected keys): release frees it
 } hd_prepare_ctx;
 
 typedef struct hd_hook_ctx {
@@ -59,6 +70,7 @@ typedef struct hd_hook_ctx {
     const hd_attention_call *call;
     const bool *active; // [B]: the rows the preset's "branches" selects
     void *scratch;
+    void *made;         // prepare's
     void *const *state; // [B]: the row's own state, shared by rows of the same picture, branch and
                         // role over the steps
     hd_pass *pass;      // those asked for in prepare, in that order
@@ -67,21 +79,44 @@ typedef struct hd_hook_ctx {
 /* What a tokens hook may change. Tensors named in the class's `edits` are private copies in the
  * call's type. */
 typedef struct hd_tokens {
-    hd_tensor q, k, v;
+    hd_tensor q, k,
+        v; // k, v have extra_keys more tokens than the call, if any processor asked for them
+    int64_t *query_len; // [B]: a hook that merges tokens leaves the first so many
+    int64_t
+        *key_len; // [B]: appended keys are written behind the first so many, which it then raises
 } hd_tokens;
+
+/* engine/ops/sdpa.h's hd_sdpa_segments, to be written. */
+typedef struct hd_sdpa_segments_edit {
+    uint8_t *query_label, *key_label; // [B, Lq], [B, Lk]
+    int64_t query_labels, key_labels;
+    float *bias, *gain; // [B, query_labels, key_labels]
+} hd_sdpa_segments_edit;
 
 /* What a logits hook may change. */
 typedef struct hd_logits {
     const hd_hook_ctx *ctx;
     float *row_scale; // [B, Lq], 1 on entry of the first hook
-    int64_t rows, queries;
+    int64_t rows, queries, keys;
+    hd_tensor column_bias; // f32 [B, H, Lk], 0 on entry; these four: none unless a class of the
+                           // chain adds them
+    hd_tensor bias;        // f32 [B, H, Lq, Lk], 0 on entry
+    hd_tensor mask;        // HD_BOOL [B, H, Lq, Lk], true on entry
+    hd_sdpa_segments_edit
+        *segments; // labels 0, bias 0 and gain 1 on entry; at most one class of a chain
 } hd_logits;
 
 /* What an output hook may change. */
 typedef struct hd_attention_output {
-    hd_tensor out; // [B, Lq, H, Dv]
-    hd_tensor lse; // [B, H, Lq] f32, given if the class reads it
+    hd_tensor out;    // [B, Lq, H, Dv]; a hook that merged tokens writes all Lq of the call back
+    hd_tensor lse;    // [B, H, Lq] f32, given if the class reads it
+    hd_tensor probed; // [B, H, Lq, indicators] f32: what this processor's own probe saw; else none
 } hd_attention_output;
+
+/* What a map hook may change: the probabilities, at sites of the explicit-map kernel only. */
+typedef struct hd_attention_map {
+    hd_tensor p; // f32 [B, H, Lq, Lk], rows sum to 1
+} hd_attention_map;
 
 typedef struct hd_processor_class {
     const char *name; // as in "use"; the file's name
@@ -89,12 +124,23 @@ typedef struct hd_processor_class {
     const hd_param *params;
     size_t params_size;
     unsigned edits;
-    hd_status (*check)(const void *params);    // beyond single ranges; may be NULL
+    // Beyond single ranges; reads HD_PARAM_JSON fields into fields of its own. May be NULL.
+    hd_status (*check)(void *params);
+    void (*clear)(void *params);               // frees what check allocated; may be NULL
     hd_status (*prepare)(hd_prepare_ctx *ctx); // may be NULL
     hd_status (*pass)(const hd_hook_ctx *ctx, int index, hd_pass *pass);
     hd_status (*tokens)(const hd_hook_ctx *ctx, hd_tokens *tokens);
     hd_status (*logits)(const hd_hook_ctx *ctx, hd_logits *logits);
+    // Indicator channels f32 [B, Lk, indicators], 0 on entry: what the probe wants the weights of.
+    hd_status (*probe)(const hd_hook_ctx *ctx, hd_tensor indicator);
+    // plan[b] of each active row, from q and k as all tokens hooks left them; NULL: dense. At most
+    // one class of a chain. Engine fields of a class that has it: "rest", "qk", "pv", "on_edit".
+    hd_status (*plan)(const hd_hook_ctx *ctx, const hd_tokens *tokens, const hd_plan **plan);
+    hd_status (*map)(const hd_hook_ctx *ctx, hd_attention_map *map); // the last resort
     hd_status (*output)(const hd_hook_ctx *ctx, hd_attention_output *output);
+    void (*release)(void *made);
+    bool static_plan; // made from shapes alone: with edited keys refused unless "on_edit" says
+                      // "dense"
 } hd_processor_class;
 
 typedef struct hd_processor_list {

@@ -127,8 +127,10 @@ static hd_status read_processor(run_processor *p, const hd_processor_list *list,
     if (p->class->check) {
         hd_status status = p->class->check(p->params);
         if (status != HD_OK) {
-            char why[512];
+            char why[1024];
             snprintf(why, sizeof why, "%s", hd_message());
+            const char *file = hd_json_name(p->node); // the check may have named the place itself
+            if (strncmp(why, file, strlen(file)) == 0 && why[strlen(file)] == ':') return status;
             return hd_json_fail(p->node, status, "(%s) %s", name, why);
         }
     }

@@ -110,6 +110,9 @@ static hd_status check_plan(const hd_plan *p, int64_t heads, int64_t queries, in
     if (p->query_tile < 1 || p->key_tile < 1)
         return hd_fail(HD_ERR_ARGUMENT, "sdpa: the plan's tiles are %lld x %lld, must be positive",
                        (long long)p->query_tile, (long long)p->key_tile);
+    if (p->query_bound || p->key_bound || p->query_order || p->key_order || p->box_extent[0] ||
+        p->query_ranks != queries || p->key_ranks != keys || p->rest != HD_REST_DROP)
+        return hd_fail(HD_ERR_UNSUPPORTED, "sdpa: plans of tiles in the tokens' own order only");
     if (!p->row_start) return HD_OK;
     const int64_t query_tiles = (queries + p->query_tile - 1) / p->query_tile;
     const int64_t key_tiles = (keys + p->key_tile - 1) / p->key_tile;
@@ -122,13 +125,16 @@ static hd_status check_plan(const hd_plan *p, int64_t heads, int64_t queries, in
     for (int64_t r = 0; r < p->heads * p->query_tiles; r++) {
         int64_t last = -1;
         for (int64_t i = p->row_start[r]; i < p->row_start[r + 1]; i++) {
-            if (p->visit[i] <= last || p->visit[i] >= key_tiles)
+            if (p->visit[i].mask != HD_VISIT_FULL)
+                return hd_fail(HD_ERR_UNSUPPORTED, "sdpa: row %lld of the plan has partial entries",
+                               (long long)r);
+            if (p->visit[i].key <= last || p->visit[i].key >= key_tiles)
                 return hd_fail(HD_ERR_ARGUMENT,
                                "sdpa: row %lld of the plan visits key tile %d after %lld; must "
                                "ascend and stay below %lld",
-                               (long long)r, (int)p->visit[i], (long long)last,
+                               (long long)r, (int)p->visit[i].key, (long long)last,
                                (long long)key_tiles);
-            last = p->visit[i];
+            last = p->visit[i].key;
         }
     }
     return HD_OK;
@@ -279,7 +285,7 @@ static hd_visits reachable(hd_visits visits, const hd_sdpa_head *head, int64_t k
 {
     int64_t end = head->keys;
     if (head->causal && last_query + 1 < end) end = last_query + 1;
-    while (visits.count > 0 && hd_visits_tile(visits, visits.count - 1) * key_tile >= end)
+    while (visits.count > 0 && hd_visits_entry(visits, visits.count - 1).key * key_tile >= end)
         visits.count--;
     return visits;
 }
@@ -295,7 +301,7 @@ static void run_blocks(const sdpa_run *run, hd_sdpa_block *blocks, int block_cou
     for (int i = 0; i < block_count; i++)
         kernel->begin(&blocks[i]);
     for (int64_t i = 0; i < visits.count; i++) {
-        const int64_t tile = hd_visits_tile(visits, i), first = tile * key_tile;
+        const int64_t tile = hd_visits_entry(visits, i).key, first = tile * key_tile;
         const int64_t count = smaller(head->keys - first, key_tile);
         float *keys = packed + tile * run->tile_floats, *values = tile_values(run, keys);
         for (hd_sdpa_block *b = blocks; b < blocks + block_count; b++) {
@@ -325,7 +331,7 @@ static hd_status query_item(void *arg, int64_t item, int thread)
     if (first >= end) return HD_OK;
 
     const hd_sdpa_head head = head_of(run, row, head_number);
-    const hd_visits listed = hd_plan_row(&run->plan, head_number, query_tile, run->key_tiles);
+    const hd_visits listed = hd_plan_row(&run->plan, head_number, query_tile);
     const hd_visits visits = reachable(listed, &head, run->plan.key_tile, end - 1);
     if (end == tile_end) atomic_fetch_add(&run->visited, visits.count);
     if (!run->kernel) {
@@ -360,8 +366,8 @@ static void lay_out(sdpa_run *run)
     run->heads = a->q.dim[2], run->dim = a->q.dim[3];
     run->keys = a->k.dim[1], run->key_heads = a->k.dim[2], run->value_dim = a->v.dim[3];
     run->item_queries = choose_item_queries(run);
-    if (a->plan)
-        run->plan = *a->plan;
+    if (a->plan && a->plan[0])
+        run->plan = *a->plan[0];
     else // probabilities stay in the first-level cache, keys and values in the second
         run->plan = (hd_plan){.query_tile = run->item_queries,
                               .key_tile = run->dim + run->value_dim > 512 ? 64 : 128};
@@ -369,6 +375,7 @@ static void lay_out(sdpa_run *run)
     run->plan.query_tile = smaller(run->plan.query_tile, run->queries);
     run->item_queries = smaller(run->item_queries, run->plan.query_tile);
     run->key_tiles = (run->keys + run->plan.key_tile - 1) / run->plan.key_tile;
+    run->plan.key_tiles = run->key_tiles;
     run->items_per_tile = (run->plan.query_tile + run->item_queries - 1) / run->item_queries;
     run->items =
         (run->queries + run->plan.query_tile - 1) / run->plan.query_tile * run->items_per_tile;
@@ -408,8 +415,8 @@ hd_status hd_sdpa_run(const hd_exec *ex, const hd_sdpa *a)
 {
     HD_TRY(hd_exec_check(ex));
     HD_TRY(check_tensors(a));
-    if (a->plan && !ex->recording)
-        HD_TRY(check_plan(a->plan, a->q.dim[2], a->q.dim[1], a->k.dim[1]));
+    if (a->plan && a->plan[0] && !ex->recording)
+        HD_TRY(check_plan(a->plan[0], a->q.dim[2], a->q.dim[1], a->k.dim[1]));
     if (a->visited) *a->visited = 0;
     if (hd_tensor_count(a->out) == 0) return HD_OK;
 

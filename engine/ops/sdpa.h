@@ -12,21 +12,40 @@
 
 HD_BEGIN_DECLS
 
+/* Edits of the scores by segments: queries and keys carry labels, and a table says what happens to
+ * each pair of labels. */
+typedef struct hd_sdpa_segments {
+    const uint8_t *query_label; // [B, Lq] below query_labels
+    const uint8_t *key_label;   // [B, Lk] below key_labels
+    int64_t query_labels, key_labels;
+    const float
+        *bias; // [B, query_labels, key_labels] added to the scaled scores; -inf: not seen; NULL: 0
+    const float *gain; // the same: factor of the value, not of the sum of the weights; NULL: 1
+} hd_sdpa_segments;
+
 typedef struct hd_sdpa {
     hd_tensor q;   // [B, Lq, H, D]   f32 or bf16, any strides, last axis contiguous
     hd_tensor k;   // [B, Lk, Hk, D]  like q; H divisible by Hk: head h reads key head h / (H / Hk)
     hd_tensor v;   // [B, Lk, Hk, Dv] like q; Dv may differ from D
     hd_tensor out; // [B, Lq, H, Dv]  like q
+    const int64_t *
+        query_len; // [B] queries of each row, 0 .. Lq; what is behind them is not written; NULL: Lq
     const int64_t *key_len; // [B] keys of each row, 1 .. Lk; NULL: all have Lk
     float scale;            // usually D^-1/2
     const float *row_scale; // [B, Lq] extra factor of each query's scores (temperature); NULL: 1
+    hd_tensor column_bias;  // none, or f32 [B, H or 1, Lk] added to the scaled scores of a key
     hd_tensor bias;         // none, or f32 [B or 1, H or 1, Lq or 1, Lk] added to the scaled scores
     hd_tensor mask;         // none, or HD_BOOL [B or 1, H or 1, Lq or 1, Lk], false = not seen
-    bool causal;            // query i sees keys 0 .. i
+    const hd_sdpa_segments *segments; // NULL: none
+    bool causal;                      // query i sees keys 0 .. i
     hd_tensor
         lse; // none, or f32 [B, H, Lq]: log of the sum of exp of the scores (-inf: saw no key)
-    const hd_plan *plan; // visit list; NULL: dense
-    int64_t *visited;    // out, may be NULL: key tiles visited, over rows, heads and query tiles
+    hd_tensor indicator;        // none, or f32 [B, Lk, E]: E more value channels, for probes
+    hd_tensor probed;           // with it: f32 [B, H, Lq, E], sum of the weights x the indicators
+    const hd_plan *const *plan; // [B]; an entry, or plan itself, NULL: dense
+    hd_attention_number qk,
+        pv;           // number format of the two products; int8 is refused where the CPU has none
+    int64_t *visited; // out, may be NULL: entries visited, over rows, heads and query tiles
 } hd_sdpa;
 
 /* A query that sees no key gets 0. Scratch comes from ex->arena and is given back. A row's bytes

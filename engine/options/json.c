@@ -390,3 +390,46 @@ hd_status hd_json_expect(const hd_json *node, hd_json_type type)
                                         "a text", "an array",      "an object"};
     return hd_json_kind(node) == type ? HD_OK : fail_must(node, names[type]);
 }
+
+static hd_status list_count(const hd_json *node, int64_t least, int64_t most, int64_t *count)
+{
+    *count = hd_json_kind(node) == HD_JSON_ARRAY ? hd_json_count(node) : 1;
+    if (*count >= least && *count <= most) return HD_OK;
+    if (least == most)
+        return hd_json_fail(node, HD_ERR_ARGUMENT, "has %lld entries, must have %lld",
+                            (long long)*count, (long long)least);
+    return hd_json_fail(node, HD_ERR_ARGUMENT, "has %lld entries, must have %lld to %lld",
+                        (long long)*count, (long long)least, (long long)most);
+}
+
+static const hd_json *list_entry(const hd_json *node, int64_t i)
+{
+    return hd_json_kind(node) == HD_JSON_ARRAY ? hd_json_at(node, i) : node;
+}
+
+hd_status hd_json_to_ints(const hd_json *node, int64_t min, int64_t max, int64_t least,
+                          int64_t most, int64_t *out, int64_t *count)
+{
+    HD_TRY(list_count(node, least, most, count));
+    for (int64_t i = 0; i < *count; i++)
+        HD_TRY(hd_json_to_int(list_entry(node, i), min, max, &out[i]));
+    return HD_OK;
+}
+
+hd_status hd_json_to_doubles(const hd_json *node, double min, double max, int64_t least,
+                             int64_t most, double *out, int64_t *count)
+{
+    HD_TRY(list_count(node, least, most, count));
+    for (int64_t i = 0; i < *count; i++)
+        HD_TRY(hd_json_to_double(list_entry(node, i), min, max, &out[i]));
+    return HD_OK;
+}
+
+hd_status hd_json_to_bools(const hd_json *node, int64_t least, int64_t most, bool *out,
+                           int64_t *count)
+{
+    HD_TRY(list_count(node, least, most, count));
+    for (int64_t i = 0; i < *count; i++)
+        HD_TRY(hd_json_to_bool(list_entry(node, i), &out[i]));
+    return HD_OK;
+}

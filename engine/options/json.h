@@ -58,6 +58,14 @@ HD_CHECKED hd_status hd_json_to_double(const hd_json *node, double min, double m
 HD_CHECKED hd_status hd_json_to_bool(const hd_json *node, bool *out);
 HD_CHECKED hd_status hd_json_to_string(const hd_json *node,
                                        const char **out); // borrowed from the document
+/* A list of numbers (or truth values, as 0 and 1); a value alone is a list of one. Fails unless
+ * there are least to most of them, each from min to max. */
+HD_CHECKED hd_status hd_json_to_ints(const hd_json *node, int64_t min, int64_t max, int64_t least,
+                                     int64_t most, int64_t *out, int64_t *count);
+HD_CHECKED hd_status hd_json_to_doubles(const hd_json *node, double min, double max, int64_t least,
+                                        int64_t most, double *out, int64_t *count);
+HD_CHECKED hd_status hd_json_to_bools(const hd_json *node, int64_t least, int64_t most, bool *out,
+                                      int64_t *count);
 HD_CHECKED hd_status hd_json_expect(const hd_json *node, hd_json_type type);
 
 /* Fails with "NAME: PATH <your text>". */

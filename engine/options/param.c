@@ -84,7 +84,7 @@ static void default_text(char *text, size_t bytes, const hd_param *p)
     if (p->type == HD_PARAM_TYPE_ENUM && !word) word = p->names[0];
     if (word)
         snprintf(text, bytes, "%s", word);
-    else if (p->type != HD_PARAM_TYPE_STRING)
+    else if (p->type != HD_PARAM_TYPE_STRING && p->type != HD_PARAM_TYPE_JSON)
         snprintf(text, bytes, "%.10g", p->def);
 }
 
@@ -98,6 +98,7 @@ static void complain(complaint *c, const hd_param *p, const char *is, bool right
                               "18446744073709551615",
         [HD_PARAM_TYPE_STRING] = "a text",
         [HD_PARAM_TYPE_ENUM] = "one of",
+        [HD_PARAM_TYPE_JSON] = "JSON",
     };
     char range[300], def[100];
     range_text(range, sizeof range, p);
@@ -201,6 +202,9 @@ static hd_status set_from_json(const hd_param *p, void *into, const hd_json *nod
         else
             HD_TRY(set_string(field, text, hd_json_name(node)));
         break;
+    case HD_PARAM_TYPE_JSON:
+        *(const hd_json **)field = node;
+        break;
     case HD_PARAM_TYPE_END:
         break;
     }
@@ -235,6 +239,9 @@ hd_status hd_params_default(const hd_param *table, void *into)
             free(*(char **)field);
             *(char **)field = NULL;
             if (p->def_text) HD_TRY(set_string(field, p->def_text, p->name));
+            break;
+        case HD_PARAM_TYPE_JSON:
+            *(const hd_json **)field = NULL;
             break;
         case HD_PARAM_TYPE_END:
             break;
@@ -364,6 +371,8 @@ hd_status hd_params_set(const hd_param *table, void *into, const char *name, con
         set_enum(p, field, text, &c);
     else if (p->type == HD_PARAM_TYPE_BOOL)
         set_switch(p, field, text, &c);
+    else if (p->type == HD_PARAM_TYPE_JSON)
+        return hd_fail(HD_ERR_ARGUMENT, "%s: is written as JSON, in a preset", what);
     else
         HD_TRY(set_number(p, field, text, &c));
     if (c.text[0]) return hd_fail(HD_ERR_ARGUMENT, "%s %s", what, c.text);
@@ -397,6 +406,7 @@ void hd_params_print(const hd_param *table, FILE *to)
         [HD_PARAM_TYPE_FLOAT] = "float",   [HD_PARAM_TYPE_INT] = "int",
         [HD_PARAM_TYPE_BOOL] = "bool",     [HD_PARAM_TYPE_U64] = "uint64",
         [HD_PARAM_TYPE_STRING] = "string", [HD_PARAM_TYPE_ENUM] = "one of",
+        [HD_PARAM_TYPE_JSON] = "JSON",
     };
     int widest = 0;
     for (const hd_param *p = table; p->type != HD_PARAM_TYPE_END; p++)

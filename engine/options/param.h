@@ -21,6 +21,8 @@ typedef enum hd_param_type {
     HD_PARAM_TYPE_U64,    // uint64_t: a seed
     HD_PARAM_TYPE_STRING, // char *, owned by the struct; NULL when not given and no default
     HD_PARAM_TYPE_ENUM,   // an enum (int): the index into a NULL-ended list of names
+    HD_PARAM_TYPE_JSON, // const hd_json *: the node itself, for the class to read (lists, tables);
+                        // NULL when not given; borrowed
 } hd_param_type;
 
 typedef struct hd_param {
@@ -71,6 +73,11 @@ typedef struct hd_param {
     {                                                                                              \
         .type = HD_PARAM_TYPE_ENUM, .name = #field_, .offset = offsetof(type_, field_),            \
         __VA_ARGS__                                                                                \
+    }
+#define HD_PARAM_JSON(type_, field_, ...)                                                          \
+    {                                                                                              \
+        .type = HD_PARAM_TYPE_JSON, .name = #field_,                                               \
+        .offset = HD_PARAM_CHECKED_(type_, field_, const hd_json *), __VA_ARGS__                   \
     }
 #define HD_PARAM_END                                                                               \
     {                                                                                              \

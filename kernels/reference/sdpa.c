@@ -47,7 +47,7 @@ static double softmax(const hd_sdpa_head *h, hd_visits visits, int64_t key_tile,
 {
     *max = minus_infinity;
     for (int64_t t = 0; t < visits.count; t++) {
-        int64_t tile = hd_visits_tile(visits, t);
+        int64_t tile = hd_visits_entry(visits, t).key;
         for (int64_t j = tile * key_tile; j < tile_end(h, tile, key_tile); j++) {
             probability[j] = score(h, i, j);
             // not fmax, which would lose a NaN
@@ -56,7 +56,7 @@ static double softmax(const hd_sdpa_head *h, hd_visits visits, int64_t key_tile,
     }
     double sum = 0.0;
     for (int64_t t = 0; t < visits.count; t++) {
-        int64_t tile = hd_visits_tile(visits, t);
+        int64_t tile = hd_visits_entry(visits, t).key;
         for (int64_t j = tile * key_tile; j < tile_end(h, tile, key_tile); j++) {
             bool seen = probability[j] != minus_infinity;
             probability[j] = seen ? exp(probability[j] - *max) : 0.0;
@@ -74,7 +74,7 @@ void hd_sdpa_reference(const hd_sdpa_head *h, hd_visits visits, int64_t key_tile
         for (int64_t d = 0; d < h->value_dim; d++) {
             double value = 0.0;
             for (int64_t t = 0; t < visits.count; t++) {
-                int64_t tile = hd_visits_tile(visits, t);
+                int64_t tile = hd_visits_entry(visits, t).key;
                 for (int64_t j = tile * key_tile; j < tile_end(h, tile, key_tile); j++)
                     value += probability[j] * element(h->v, h->dtype, j * h->v_stride + d);
             }

@@ -151,7 +151,8 @@ struct Call {
     float scale = 1.0f;
     hd_plan plan{};
     std::vector<int64_t> row_start;
-    std::vector<int32_t> visit;
+    std::vector<hd_visit> visit;
+    const hd_plan *plans[8] = {};
     int64_t visited = -1;
 
     explicit Call(Sizes sizes, uint64_t seed = 1, Tokens::Layout layout = Tokens::packed,
@@ -181,16 +182,18 @@ struct Call {
     void add_plan(int64_t heads, int64_t query_tile, int64_t key_tile, std::mt19937_64 &rng,
                   double keep)
     {
-        plan = {query_tile, key_tile, heads, (n.lq + query_tile - 1) / query_tile,
-                nullptr,    nullptr};
+        plan.query_tile = query_tile, plan.key_tile = key_tile, plan.heads = heads;
+        plan.query_tiles = (n.lq + query_tile - 1) / query_tile;
+        plan.query_ranks = n.lq, plan.key_ranks = n.lk;
         const int64_t key_tiles = (n.lk + key_tile - 1) / key_tile;
         row_start = {0};
         for (int64_t r = 0; r < heads * plan.query_tiles; r++) {
             for (int64_t t = 0; t < key_tiles; t++)
-                if (std::uniform_real_distribution<>()(rng) < keep) visit.push_back((int32_t)t);
+                if (std::uniform_real_distribution<>()(rng) < keep)
+                    visit.push_back({(int32_t)t, HD_VISIT_FULL});
             row_start.push_back((int64_t)visit.size());
         }
-        visit.push_back(-1); // so that data() of an empty list is an address
+        visit.push_back({-1, 0}); // so that data() of an empty list is an address
     }
 
     hd_sdpa args(bool with_lse = true)
@@ -208,7 +211,9 @@ struct Call {
         if (plan.key_tile) {
             plan.row_start = row_start.empty() ? nullptr : row_start.data();
             plan.visit = visit.data();
-            a.plan = &plan;
+            for (const hd_plan *&p : plans)
+                p = &plan;
+            a.plan = plans;
         }
         a.visited = &visited;
         return a;
@@ -228,7 +233,8 @@ struct Call {
         if (row_start.empty()) return true;
         auto row = (size_t)((plan.heads == 1 ? 0 : h) * plan.query_tiles + i / plan.query_tile);
         auto first = visit.begin() + row_start[row], last = visit.begin() + row_start[row + 1];
-        return std::find(first, last, (int32_t)(j / plan.key_tile)) != last;
+        return std::any_of(
+            first, last, [&](const hd_visit &e) { return e.key == (int32_t)(j / plan.key_tile); });
     }
 
     double score(int64_t b, int64_t h, int64_t i, int64_t j) const
@@ -448,7 +454,8 @@ TEST_CASE("sdpa: counts the key tiles it visits", "[ops][sdpa]")
     for (unsigned isa : every_isa()) {
         Run run(isa, 2);
         Call c({2, 100, 300, 3, 3, 16, 16});
-        c.plan = {32, 64, 1, 4, nullptr, nullptr}; // dense: 4 query tiles, 5 key tiles
+        c.plan.query_tile = 32, c.plan.key_tile = 64; // dense: 4 query tiles, 5 key tiles
+        c.plan.heads = 1, c.plan.query_tiles = 4, c.plan.query_ranks = 100, c.plan.key_ranks = 300;
         hd_sdpa a = c.args();
         REQUIRE_OK(hd_sdpa_run(&run, &a));
         CHECK(c.visited == 2 * 3 * 4 * 5);
@@ -679,10 +686,14 @@ TEST_CASE("sdpa: bias, mask, lse and plan that do not fit are refused", "[ops][s
     CHECK_FAILS(hd_sdpa_run(&run, &a), HD_ERR_SHAPE, "lse is [2, 4, 9] f32");
 
     const int64_t starts[] = {0, 2};
-    const int32_t twice[] = {1, 1}, beyond[] = {0, 2};
-    hd_plan plan = {16, 10, 1, 1, starts, twice};
+    const hd_visit twice[] = {{1, HD_VISIT_FULL}, {1, HD_VISIT_FULL}};
+    const hd_visit beyond[] = {{0, HD_VISIT_FULL}, {2, HD_VISIT_FULL}};
+    hd_plan plan = {};
+    plan.query_tile = 16, plan.key_tile = 10, plan.heads = 1, plan.query_tiles = 1;
+    plan.query_ranks = 10, plan.key_ranks = 20, plan.row_start = starts, plan.visit = twice;
+    const hd_plan *const plans[] = {&plan, &plan};
     a = c.args();
-    a.plan = &plan;
+    a.plan = plans;
     CHECK_FAILS(hd_sdpa_run(&run, &a), HD_ERR_ARGUMENT, "visits key tile 1 after 1");
     plan.visit = beyond;
     CHECK_FAILS(hd_sdpa_run(&run, &a), HD_ERR_ARGUMENT, "must ascend and stay below 2");

@@ -234,6 +234,32 @@ TEST_CASE("json: a vocabulary's worth of keys is found one by one", "[json]")
     }
 }
 
+TEST_CASE("json: lists, where a value alone is a list of one", "[json]")
+{
+    Doc doc = good(
+        "{\"window\": [3, -1, 5], \"stride\": 2, \"tau\": [0.5, 1], \"causal\": [true, false]}");
+    auto at = [&](const char *key) { return hd_json_get(root(doc), key); };
+    int64_t count = 0, ints[3];
+    double doubles[2];
+    bool bools[2];
+    REQUIRE(hd_json_to_ints(at("window"), -1, 8, 1, 3, ints, &count) == HD_OK);
+    CHECK((count == 3 && ints[0] == 3 && ints[1] == -1 && ints[2] == 5));
+    REQUIRE(hd_json_to_ints(at("stride"), 1, 8, 1, 3, ints, &count) == HD_OK);
+    CHECK((count == 1 && ints[0] == 2));
+    REQUIRE(hd_json_to_doubles(at("tau"), 0, 1, 2, 2, doubles, &count) == HD_OK);
+    CHECK((count == 2 && doubles[0] == 0.5 && doubles[1] == 1.0));
+    REQUIRE(hd_json_to_bools(at("causal"), 1, 2, bools, &count) == HD_OK);
+    CHECK((count == 2 && bools[0] && !bools[1]));
+    CHECK_FAILS(hd_json_to_ints(at("window"), 1, 8, 1, 3, ints, &count), HD_ERR_ARGUMENT,
+                "window[1] is -1, must be a whole number from 1 to 8");
+    CHECK_FAILS(hd_json_to_ints(at("window"), -1, 8, 1, 2, ints, &count), HD_ERR_ARGUMENT,
+                "window has 3 entries, must have 1 to 2");
+    CHECK_FAILS(hd_json_to_doubles(at("stride"), 0, 9, 2, 2, doubles, &count), HD_ERR_ARGUMENT,
+                "stride has 1 entries, must have 2");
+    CHECK_FAILS(hd_json_to_bools(at("stride"), 1, 2, bools, &count), HD_ERR_ARGUMENT,
+                "stride is 2");
+}
+
 TEST_CASE("json: the nearest name", "[json]")
 {
     const char *const names[] = {"tau", "rows", "guidance_rescale", "steps"};
