@@ -15,7 +15,6 @@
 #include "engine/arena.h"
 #include "engine/ops/conv_work.h"
 
-#define CONV_BLOCK   64                 // a block's weights stay in the second-level cache
 #define STRIP_PIXELS 512                // of output: some hundreds of microseconds for a block
 #define SHARED_BYTES ((int64_t)8 << 20) // above this a gathered image is a large one
 #define STACKS       16                 // items of a large image
@@ -109,42 +108,6 @@ void hd_conv_out_size(const hd_conv *conv, int64_t h, int64_t w, int64_t *oh, in
     int64_t width = w + s->pad_left + s->pad_right - conv->kw;
     *oh = height < 0 ? 0 : height / s->stride + 1;
     *ow = width < 0 ? 0 : width / s->stride + 1;
-}
-
-static void gather_pixels(const conv_work *w, int64_t image, char *to, const char *from,
-                          int64_t pixels)
-{
-    int64_t in = w->conv->in;
-    if (w->normalise)
-        w->normalise(to, w->conv->compute, from, w->x.dtype, w->scale + image * in,
-                     w->shift + image * in, pixels, in, w->act);
-    else
-        w->kernels->convert(to, w->conv->compute, from, w->x.dtype, pixels * in);
-}
-
-void hd_conv_gather_row(const conv_work *w, int64_t image, int64_t row, char *to)
-{
-    const hd_conv *c = w->conv;
-    int64_t pixel = c->in * (int64_t)hd_dtype_size(c->compute);
-    int64_t source_pixel = c->in * (int64_t)hd_dtype_size(w->x.dtype);
-    int64_t at = row - c->spec.pad_top, left = c->spec.pad_left;
-    if (at < 0 || at >= w->up_h) {
-        memset(to, 0, (size_t)(w->pw * pixel));
-        return;
-    }
-    int64_t inside = w->pw - left < w->up_w ? w->pw - left : w->up_w;
-    memset(to, 0, (size_t)(left * pixel));
-    memset(to + (left + inside) * pixel, 0, (size_t)((w->pw - left - inside) * pixel));
-    to += left * pixel;
-    int64_t h = w->x.dim[1], width = w->x.dim[2];
-    const char *from = (const char *)w->x.data +
-                       (image * h + (w->column ? at * h / w->up_h : at)) * width * source_pixel;
-    if (!w->column) {
-        gather_pixels(w, image, to, from, inside);
-        return;
-    }
-    for (int64_t i = 0; i < inside; i++)
-        gather_pixels(w, image, to + i * pixel, from + w->column[i] * source_pixel, 1);
 }
 
 static hd_status gather_item(void *arg, int64_t item, int thread)
