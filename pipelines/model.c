@@ -13,6 +13,7 @@
 #include "engine/precision.h"
 #include "engine/samplers/sampler.h"
 #include "pipelines/model_folder.h"
+#include "pipelines/model_key.h"
 
 /* Progress over several files: what is done before the current one. */
 typedef struct load_progress {
@@ -142,6 +143,7 @@ static hd_status load(hd_model *m, const hd_exec *ex, component *part, load_prog
     HD_TRY(open_component(&part[2], m->path, "vae", "diffusion_pytorch_model"));
     for (int i = 0; i < 3; i++)
         progress->all += part[i].bytes;
+    HD_TRY(hd_model_key(&m->key, hd_json_root(part[1].config), part[1].weights));
     HD_TRY(load_networks(m, ex, part, progress));
     return hash_model(m, part, 3);
 }

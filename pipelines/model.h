@@ -17,6 +17,7 @@ typedef struct hd_model {
     char *path;
     uint64_t stamp;                 // of its files' sizes and times: has anything changed on disk?
     char hash[HD_MODEL_HASH_BYTES]; // of configurations, tokenizer and weights
+    uint64_t key;                   // of the denoiser's configuration and shapes: model_key.h
     hd_tokenizer *tokenizer;
     hd_text_clip *text;
     hd_unet2d *unet;

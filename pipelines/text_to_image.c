@@ -109,7 +109,8 @@ static hd_status encode_prompts(generation *g)
 
 static hd_forward forward_of(const generation *g)
 {
-    hd_forward forward = {.run = g->attention, .rows = {rows_of(g), g->row}};
+    hd_forward forward = {
+        .run = g->attention, .rows = {rows_of(g), g->row}, .model_key = g->model->key};
     const hd_sampler *s = g->sampler;
     forward.step.count = hd_sampler_calls(s);
     forward.step.index = hd_sampler_call(s);

@@ -1,5 +1,8 @@
-/* sparse/all.c: the list of accelerators: a new one is a file of its own and a row here. There is
- * none yet. */
+/* sparse/all.c: the list of accelerators: a new one is a file of its own and a row here. */
 #include "sparse/all.h"
 
-const hd_processor_list hd_all_accelerators = {0, NULL};
+static const hd_processor_class *const accelerators[] = {
+    &hd_paro,
+};
+
+const hd_processor_list hd_all_accelerators = {HD_COUNT(accelerators), accelerators};

@@ -20,6 +20,7 @@ typedef struct hd_forward {
     hd_attention_run *run; // borrowed; NULL: no processors, no cached text keys
     hd_rows rows;          // who the batch rows are; count 0: nobody (text encoders, VAEs)
     hd_step step;
+    uint64_t model_key; // of the network's configuration and tensor shapes: whose plans are these?
 } hd_forward;
 
 typedef struct hd_attention_call {
