@@ -69,7 +69,8 @@ typedef struct hd_plan {
     int64_t grid[3];              // frames, height, width of the tokens; for boxes and windows
     int64_t grid_token;           // the grid's first token, of queries and keys
     int64_t box_extent[3];        // all 0: entries are tiles
-    const hd_plan_axis *window;   // [3] or NULL
+    const hd_plan_axis *window;   // [3], or [heads][3] if windows > 1; NULL: no such rule
+    int64_t windows;              // 0 or 1: shared by all heads; else one per head
     const uint8_t *query_segment; // [orders][query_ranks] labels by rank: equal ones see each other
     const uint8_t *key_segment;   // [orders][key_ranks]
     const uint64_t
@@ -108,6 +109,12 @@ static inline int64_t hd_plan_key_start(const hd_plan *plan, int64_t tile)
 {
     int64_t at = plan->key_bound ? plan->key_bound[tile] : tile * plan->key_tile;
     return at < plan->key_ranks ? at : plan->key_ranks;
+}
+
+/* The three axes of a head's window rule; NULL: none. */
+static inline const hd_plan_axis *hd_plan_window(const hd_plan *plan, int64_t head)
+{
+    return plan->window && plan->windows > 1 ? plan->window + head * 3 : plan->window;
 }
 
 static inline int64_t hd_plan_query_token(const hd_plan *plan, int64_t queries, int64_t head,

@@ -31,11 +31,11 @@ Coordinates coordinates(const hd_plan &p, int64_t token)
     return {{t / (p.grid[1] * p.grid[2]), t / p.grid[2] % p.grid[1], t % p.grid[2]}};
 }
 
-bool window_sees(const hd_plan &p, int64_t q, int64_t k)
+bool window_sees(const hd_plan &p, int64_t head, int64_t q, int64_t k)
 {
     Coordinates a = coordinates(p, q), b = coordinates(p, k);
     for (int i = 0; i < 3; i++) {
-        const hd_plan_axis &w = p.window[i];
+        const hd_plan_axis &w = p.window[(p.windows > 1 ? head * 3 : 0) + i];
         if (b.x[i] < w.start[a.x[i]] || b.x[i] >= w.end[a.x[i]]) return false;
         if ((b.x[i] - a.x[i]) % w.dilation != 0) return false;
     }
@@ -114,7 +114,7 @@ PlanMeaning plan_meaning(const hd_plan &p, int64_t head, int64_t queries, int64_
                 for (auto [k, n] : keys_of(p, e, kt)) {
                     bool seen = row_sees;
                     if (e.mask != HD_VISIT_FULL) {
-                        if (p.window) seen = seen && window_sees(p, q, k);
+                        if (p.window) seen = seen && window_sees(p, head, q, k);
                         if (p.query_segment)
                             seen = seen && p.query_segment[o * p.query_ranks + r] ==
                                                p.key_segment[o * p.key_ranks + key_rank[(size_t)k]];

@@ -158,13 +158,13 @@ static int64_t key_token(const measuring *m, const entry_keys *k, int64_t i, int
            k->box.axis[2].first + x;
 }
 
-static bool window_sees(const hd_plan *p, int64_t query, int64_t key)
+static bool window_sees(const hd_plan *p, int64_t head, int64_t query, int64_t key)
 {
     int64_t a[3], b[3];
     coordinates(p, query, a);
     coordinates(p, key, b);
     for (int i = 0; i < 3; i++) {
-        const hd_plan_axis *w = &p->window[i];
+        const hd_plan_axis *w = &hd_plan_window(p, head)[i];
         if (b[i] < w->start[a[i]] || b[i] >= w->end[a[i]]) return false;
         if (w->dilation > 1 && (b[i] - a[i]) % w->dilation != 0) return false;
     }
@@ -185,7 +185,7 @@ static int64_t count_pairs(const measuring *m, hd_visit e, const entry_keys *k, 
         for (int64_t i = 0; i < k->count; i++) {
             int64_t number;
             const int64_t key = key_token(m, k, i, &number);
-            bool seen = !p->window || window_sees(p, query, key);
+            bool seen = !p->window || window_sees(p, m->head, query, key);
             if (p->query_segment)
                 seen = seen &&
                        p->query_segment[order * p->query_ranks + r] ==
@@ -210,7 +210,8 @@ static int64_t useful_pairs(const measuring *m, hd_visit e, const entry_keys *k,
              ranks_are_box(m, hd_plan_key_token, m->keys, k->first, k->first + k->count, &keys))) {
             int64_t pairs = 1;
             for (int i = 0; i < 3; i++)
-                pairs *= hd_plan_axis_pairs(&p->window[i], queries.axis[i], keys.axis[i]);
+                pairs *= hd_plan_axis_pairs(&hd_plan_window(p, m->head)[i], queries.axis[i],
+                                            keys.axis[i]);
             return pairs;
         }
     }
@@ -265,7 +266,7 @@ hd_status hd_plan_measure(hd_plan_stats *out, const hd_plan *plan, int64_t heads
                        "plan: no figures for key boxes with segments in an order of their own");
     hd_plan_stats s = {0};
     double key_visits = 0.0;
-    const bool shared = plan->heads == 1 && plan->orders <= 1;
+    const bool shared = plan->heads == 1 && plan->orders <= 1 && plan->windows <= 1;
     for (int64_t h = 0; h < (shared ? 1 : heads); h++)
         measure_head(&s, &key_visits, &(measuring){plan, h, queries, keys});
     const double times = shared ? (double)heads : 1.0;
