@@ -1,0 +1,411 @@
+/* sparse/gna_plan.c: from windows and tiles to visit lists.
+ *
+ * The axes are independent: what a box of queries visits is the product of what its piece visits on
+ * each axis, so each axis is planned alone (which key pieces a query piece visits, which of them
+ * whole) and the rows of the plan are products. Heads of different dilation share the order of
+ * the least common multiple of their groups. */
+#include "sparse/gna_plan.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static int64_t least(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
+static int64_t most(int64_t a, int64_t b)
+{
+    return a > b ? a : b;
+}
+
+static int64_t common_multiple(int64_t a, int64_t b)
+{
+    int64_t x = a, y = b;
+    while (y) {
+        const int64_t rest = x % y;
+        x = y;
+        y = rest;
+    }
+    return a / x * b;
+}
+
+// Groups of the order on each axis.
+static void order_groups(int64_t groups[3], const hd_gna_problem *p)
+{
+    for (int i = 0; i < 3; i++) {
+        groups[i] = 1;
+        for (int64_t r = 0; r < p->rules; r++)
+            groups[i] = common_multiple(groups[i], p->rule[r][i].dilation);
+    }
+}
+
+bool hd_gna_dilated(const hd_gna_problem *p)
+{
+    int64_t groups[3];
+    order_groups(groups, p);
+    return groups[0] * groups[1] * groups[2] > 1;
+}
+
+// One axis under one rule.
+typedef struct axis_plan {
+    int64_t length, groups; // of the order
+    const hd_gna_axis *axis;
+    const int32_t *start, *end; // [length]
+    hd_cut query, key;
+    bool dynamic;
+} axis_plan;
+
+// A key piece that a query piece visits.
+typedef struct piece_visit {
+    int64_t group;  // of the keys
+    int64_t index;  // static: piece of that group; dynamic: its first coordinate
+    int64_t tokens; // of it that exist
+    bool full;
+} piece_visit;
+
+typedef struct piece_visits {
+    int64_t count;
+    piece_visit *item; // NULL: only counted
+} piece_visits;
+
+// What the windows of a query piece's tokens have together and in common.
+typedef struct reach {
+    int64_t group; // of the queries
+    int64_t low, high, common_low, common_high;
+} reach;
+
+static reach reach_of(const axis_plan *a, int64_t group, hd_piece piece)
+{
+    const int64_t first = piece.first * a->groups + group;
+    const int64_t last = (piece.first + piece.count - 1) * a->groups + group;
+    return (reach){group, a->start[first], a->end[last], a->start[last], a->end[first]};
+}
+
+static void visit_static(piece_visits *out, const axis_plan *a, const reach *r, int64_t group)
+{
+    const int64_t length = hd_cut_group_length(a->key, a->length, group);
+    const int64_t from = r->low > group ? (r->low - group + a->groups - 1) / a->groups : 0;
+    const int64_t to = r->high > group ? (r->high - 1 - group) / a->groups : -1;
+    if (from > to || from >= length) return;
+    const int64_t last = hd_cut_piece_of(a->key, least(to, length - 1));
+    for (int64_t k = hd_cut_piece_of(a->key, from); k <= last; k++) {
+        if (out->item) {
+            const hd_piece piece = hd_cut_piece(a->key, length, k);
+            const int64_t first = piece.first * a->groups + group;
+            const int64_t end = (piece.first + piece.count - 1) * a->groups + group;
+            out->item[out->count] = (piece_visit){group, k, piece.count,
+                                                  first >= r->common_low && end < r->common_high};
+        }
+        out->count++;
+    }
+}
+
+static void visit_dynamic(piece_visits *out, const axis_plan *a, const reach *r)
+{
+    for (int64_t at = r->low; at < r->high; at += a->key.extent) {
+        const int64_t tokens = least(a->key.extent, a->length - at);
+        if (out->item)
+            out->item[out->count] =
+                (piece_visit){0, at, tokens, at >= r->common_low && at + tokens <= r->common_high};
+        out->count++;
+    }
+}
+
+static void visit_pieces(piece_visits *out, const axis_plan *a, const reach *r)
+{
+    if (a->dynamic) {
+        visit_dynamic(out, a, r);
+        return;
+    }
+    for (int64_t group = 0; group < a->groups; group++)
+        if ((group - r->group) % a->axis->dilation == 0) visit_static(out, a, r, group);
+}
+
+/* --- what tiles cost */
+
+// Sums over the query pieces of one axis.
+typedef struct axis_sums {
+    double pieces, visited, full; // key pieces
+    double keys, full_keys;       // their tokens
+    double worst;                 // visited by one query piece
+} axis_sums;
+
+// room: for the visits of one query piece.
+static axis_sums sum_axis(const axis_plan *a, piece_visit *room)
+{
+    axis_sums s = {0};
+    for (int64_t group = 0; group < a->groups; group++) {
+        const int64_t length = hd_cut_group_length(a->query, a->length, group);
+        const int64_t pieces = hd_cut_pieces(a->query, length);
+        for (int64_t q = 0; q < pieces; q++) {
+            const reach r = reach_of(a, group, hd_cut_piece(a->query, length, q));
+            piece_visits v = {0, room};
+            visit_pieces(&v, a, &r);
+            s.pieces++;
+            s.visited += (double)v.count;
+            if ((double)v.count > s.worst) s.worst = (double)v.count;
+            for (int64_t i = 0; i < v.count; i++) {
+                // what a free box has beyond its queries' reach is not computed
+                const int64_t tokens = a->dynamic
+                                           ? least(v.item[i].tokens, r.high - v.item[i].index)
+                                           : v.item[i].tokens;
+                s.keys += (double)tokens;
+                if (!v.item[i].full) continue;
+                s.full++;
+                s.full_keys += (double)tokens;
+            }
+        }
+    }
+    return s;
+}
+
+// The axis as the plan sees it; start, end: room for [length] each.
+static axis_plan axis_of(const hd_gna_axis *axis, int64_t length, int64_t groups,
+                         const hd_gna_tiles *tiles, int i, int32_t *start, int32_t *end)
+{
+    hd_gna_windows(axis, length, start, end);
+    return (axis_plan){length,
+                       groups,
+                       axis,
+                       start,
+                       end,
+                       {tiles->query[i], 0, groups},
+                       {tiles->key[i], 0, groups},
+                       tiles->dynamic};
+}
+
+typedef struct axis_room {
+    int32_t *start, *end; // [longest axis]
+    piece_visit *visits;  // [longest axis]: a visited piece has a token at least
+} axis_room;
+
+static void free_room(axis_room *room)
+{
+    free(room->start);
+    free(room->end);
+    free(room->visits);
+}
+
+static hd_status make_room(axis_room *room, const hd_grid *grid)
+{
+    const size_t length = (size_t)most(most(grid->size[0], grid->size[1]), grid->size[2]);
+    room->start = malloc(length * sizeof *room->start);
+    room->end = malloc(length * sizeof *room->end);
+    room->visits = malloc(length * sizeof *room->visits);
+    if (room->start && room->end && room->visits) return HD_OK;
+    free_room(room);
+    return hd_fail(HD_ERR_NOMEM, "gna: no memory to plan axes of %zu tokens", length);
+}
+
+hd_status hd_gna_predict(hd_gna_prediction *out, const hd_grid *grid, const hd_gna_axis axis[3],
+                         const hd_gna_tiles *tiles)
+{
+    axis_room room;
+    HD_TRY(make_room(&room, grid));
+    hd_gna_prediction p = {
+        .pairs = 1, .query_tiles = 1, .key_tiles = 1, .visited = 1, .full = 1, .worst = 1};
+    double tokens = 1, tile_pairs = 1;
+    for (int i = 0; i < 3; i++) {
+        const int64_t length = grid->size[i], d = axis[i].dilation;
+        const axis_plan a = axis_of(&axis[i], length, d, tiles, i, room.start, room.end);
+        const axis_sums s = sum_axis(&a, room.visits);
+        int64_t seen = 0;
+        for (int64_t x = 0; x < length; x++)
+            seen += (room.end[x] - room.start[x] + d - 1) / d;
+        const int64_t group = (length + d - 1) / d; // the longest: others are padded to it
+        p.pairs *= (double)seen;
+        p.query_tiles *= (double)((group + tiles->query[i] - 1) / tiles->query[i] * d);
+        p.key_tiles *= (double)((group + tiles->key[i] - 1) / tiles->key[i] * d);
+        p.visited *= s.visited;
+        p.full *= s.full;
+        p.worst *= s.worst;
+        tokens *= (double)length;
+        tile_pairs *= (double)(tiles->query[i] * tiles->key[i]);
+    }
+    free_room(&room);
+    p.speed_flop = tokens * tokens / p.pairs;
+    p.speed_sim = p.key_tiles / p.worst;
+    p.speed_avg = p.query_tiles * p.key_tiles / p.visited;
+    p.full_share = p.full / p.visited;
+    p.waste = p.visited * tile_pairs / p.pairs;
+    *out = p;
+    return HD_OK;
+}
+
+double hd_gna_end_to_end(double share, double sparse, double speed)
+{
+    return 1.0 / (1.0 - share * sparse + share * sparse / speed);
+}
+
+// A key of a full entry costs a query 1; of a partial one, whose mask must be made and applied,
+// more. An entry costs its queries as much as so many keys, a run of keys of a free box (one line
+// of the grid) so many.
+static const double partial_cost = 1.2, entry_cost = 12.0, run_cost = 1.0;
+
+// What a kernel of 16 lanes and 4 vectors pays for a box of queries, in queries: a block of fewer
+// vectors has less to do per key it loads.
+static double query_cost(int64_t queries)
+{
+    static const double of_rest[4] = {0, 24, 36, 50}; // 1 .. 3 vectors
+    const int64_t vectors = (queries + 15) / 16;
+    return (double)(vectors / 4) * 64.0 + of_rest[vectors % 4];
+}
+
+static double cost_of(const axis_sums *s[3], int64_t queries, bool dynamic)
+{
+    const double keys = s[0]->keys * s[1]->keys * s[2]->keys;
+    const double full = s[0]->full_keys * s[1]->full_keys * s[2]->full_keys;
+    const double entries = s[0]->visited * s[1]->visited * s[2]->visited;
+    const double runs = dynamic ? s[0]->keys * s[1]->keys * s[2]->visited : 0.0;
+    return query_cost(queries) *
+           (full + partial_cost * (keys - full) + entry_cost * entries + run_cost * runs);
+}
+
+static int64_t product(const int64_t x[3])
+{
+    return x[0] * x[1] * x[2];
+}
+
+// How many heads rule r serves.
+static double heads_of(const hd_gna_problem *p, int64_t r)
+{
+    if (p->rules == 1) return 1.0;
+    double count = 0;
+    for (int64_t h = 0; h < p->heads; h++)
+        count += p->rule_of[h] == r;
+    return count;
+}
+
+/* --- choosing tiles */
+
+enum { EXTENTS = 12, QUERY_LEAST = 32, QUERY_BEST = 128, KEY_LEAST = 64, KEY_BEST = 256 };
+
+// The sums of an axis for every pair of extents, made when first asked for.
+typedef struct axis_table {
+    bool made[2][EXTENTS][EXTENTS]; // [dynamic][query][key]
+    axis_sums sums[2][EXTENTS][EXTENTS];
+} axis_table;
+
+typedef struct choosing {
+    const hd_gna_problem *problem;
+    axis_room room;
+    int64_t groups[3];
+    int64_t query[3][EXTENTS], key[3][EXTENTS], queries[3], keys[3];
+    axis_table *table; // [rules][3]
+    hd_gna_tiles *out;
+    double *cost;
+    int64_t most, count;
+} choosing;
+
+// Powers of two up to the length, the length itself and `extra`, none above `bound`.
+static int64_t list_extents(int64_t out[EXTENTS], int64_t length, int64_t bound, int64_t extra)
+{
+    int64_t count = 0;
+    for (int64_t e = 1; e <= least(length, bound); e *= 2)
+        out[count++] = e;
+    if (length <= bound && out[count - 1] != length) out[count++] = length;
+    if (extra < length && extra <= bound && (extra & (extra - 1)) != 0) out[count++] = extra;
+    return count;
+}
+
+static const axis_sums *table_sums(choosing *c, int64_t rule, int i, bool dynamic, int64_t q,
+                                   int64_t k)
+{
+    axis_table *t = &c->table[rule * 3 + i];
+    axis_sums *s = &t->sums[dynamic][q][k];
+    if (t->made[dynamic][q][k]) return s;
+    hd_gna_tiles tiles = {.dynamic = dynamic};
+    tiles.query[i] = c->query[i][q];
+    tiles.key[i] = c->key[i][k];
+    const axis_plan a = axis_of(&c->problem->rule[rule][i], c->problem->grid.size[i], c->groups[i],
+                                &tiles, i, c->room.start, c->room.end);
+    *s = sum_axis(&a, c->room.visits);
+    t->made[dynamic][q][k] = true;
+    return s;
+}
+
+// Keeps the `most` cheapest; of equals the longer last axes.
+static void offer(choosing *c, const hd_gna_tiles *tiles, double cost)
+{
+    int64_t at = c->count;
+    while (at > 0 &&
+           (cost < c->cost[at - 1] ||
+            (cost <= c->cost[at - 1] &&
+             tiles->query[2] + tiles->key[2] > c->out[at - 1].query[2] + c->out[at - 1].key[2])))
+        at--;
+    if (at >= c->most) return;
+    const int64_t kept = least(c->count, c->most - 1) - at;
+    memmove(c->out + at + 1, c->out + at, (size_t)kept * sizeof *c->out);
+    memmove(c->cost + at + 1, c->cost + at, (size_t)kept * sizeof *c->cost);
+    c->out[at] = *tiles;
+    c->cost[at] = cost;
+    c->count = least(c->count + 1, c->most);
+}
+
+static void try_keys(choosing *c, hd_gna_tiles tiles, const int64_t q[3])
+{
+    int64_t largest = 1;
+    for (int i = 0; i < 3; i++)
+        largest *= c->key[i][c->keys[i] - 1];
+    const int64_t lowest = least(KEY_LEAST, largest), queries = product(tiles.query);
+    for (int64_t n = 0; n < c->keys[0] * c->keys[1] * c->keys[2]; n++) {
+        const int64_t k[3] = {n / (c->keys[1] * c->keys[2]), n / c->keys[2] % c->keys[1],
+                              n % c->keys[2]};
+        for (int i = 0; i < 3; i++)
+            tiles.key[i] = c->key[i][k[i]];
+        if (product(tiles.key) < lowest || product(tiles.key) > KEY_BEST) continue;
+        double cost = 0;
+        for (int64_t r = 0; r < c->problem->rules; r++) {
+            const axis_sums *s[3];
+            for (int i = 0; i < 3; i++)
+                s[i] = table_sums(c, r, i, tiles.dynamic, q[i], k[i]);
+            cost += heads_of(c->problem, r) * cost_of(s, queries, tiles.dynamic);
+        }
+        offer(c, &tiles, cost);
+    }
+}
+
+static void try_queries(choosing *c, bool dynamic)
+{
+    int64_t largest = 1;
+    for (int i = 0; i < 3; i++)
+        largest *= c->query[i][c->queries[i] - 1];
+    const int64_t lowest = least(QUERY_LEAST, largest);
+    for (int64_t n = 0; n < c->queries[0] * c->queries[1] * c->queries[2]; n++) {
+        const int64_t q[3] = {n / (c->queries[1] * c->queries[2]),
+                              n / c->queries[2] % c->queries[1], n % c->queries[2]};
+        hd_gna_tiles tiles = {.dynamic = dynamic};
+        for (int i = 0; i < 3; i++)
+            tiles.query[i] = c->query[i][q[i]];
+        if (product(tiles.query) >= lowest && product(tiles.query) <= QUERY_BEST)
+            try_keys(c, tiles, q);
+    }
+}
+
+hd_status hd_gna_choose(hd_gna_tiles *out, int64_t *count, int64_t limit,
+                        const hd_gna_problem *problem, hd_gna_kv kv)
+{
+    choosing c = {.problem = problem, .out = out, .most = limit};
+    order_groups(c.groups, problem);
+    for (int i = 0; i < 3; i++) {
+        const int64_t length = (problem->grid.size[i] + c.groups[i] - 1) / c.groups[i];
+        c.queries[i] = list_extents(c.query[i], length, QUERY_BEST, length);
+        c.keys[i] = list_extents(c.key[i], length, KEY_BEST, problem->rule[0][i].window);
+    }
+    HD_TRY(make_room(&c.room, &problem->grid));
+    c.table = calloc((size_t)(problem->rules * 3), sizeof *c.table);
+    c.cost = calloc((size_t)limit, sizeof *c.cost);
+    hd_status status = HD_OK;
+    if (!c.table || !c.cost)
+        status = hd_fail(HD_ERR_NOMEM, "gna: no memory to choose tiles for %lld windows",
+                         (long long)problem->rules);
+    if (status == HD_OK && kv != HD_GNA_KV_DYNAMIC) try_queries(&c, false);
+    if (status == HD_OK && kv != HD_GNA_KV_STATIC && !hd_gna_dilated(problem))
+        try_queries(&c, true);
+    free(c.table);
+    free(c.cost);
+    free_room(&c.room);
+    *count = c.count;
+    return status;
+}
