@@ -9,6 +9,7 @@ static void print_list(const hd_processor_list *list, FILE *to)
     for (size_t i = 0; i < list->count; i++) {
         fprintf(to, "\n%s: %s\n", list->item[i]->name, list->item[i]->summary);
         hd_params_print(list->item[i]->params, to);
+        if (list->item[i]->plan) hd_params_print(hd_plan_params, to);
     }
 }
 

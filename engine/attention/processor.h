@@ -6,9 +6,12 @@
  * hook edits what it was handed: it never projects, allocates or calls attention. It must leave
  * rows alone whose `active` flag is false.
  *
+ * A class that gives a plan has four more: hd_plan_options.
+ *
  * Order in a call: for each processor in preset order its "before" passes, then its tokens hook;
  * then all logits hooks; all probe hooks; the plan hook; the kernel (the map hooks inside it); then
- * for each processor its "after" passes and its output hook. */
+ * for each processor its "after" passes and its output hook, of classes that move tokens first: the
+ * others see every token of the call in its place. */
 #ifndef HD_ENGINE_ATTENTION_PROCESSOR_H
 #define HD_ENGINE_ATTENTION_PROCESSOR_H
 
@@ -26,7 +29,7 @@ enum {
     HD_READS_X = 1u << 3,      // refused at sites that have no x
     HD_READS_LSE = 1u << 4,    // output hook reads the row log-sum-exp
     HD_MOVES_TOKENS = 1u << 5, // tokens hook merges, drops or reorders tokens of q, k or v: what
-                               // addresses tokens by position later in the chain is refused
+                               // addresses tokens by position after it is refused
     HD_ADDS_COLUMN_BIAS = 1u << 6, // logits hook: hd_logits.column_bias
     HD_ADDS_SEGMENTS = 1u << 7,    // logits hook: hd_logits.segments
     HD_ADDS_BIAS = 1u << 8,        // logits hook: hd_logits.bias, dense
@@ -39,20 +42,23 @@ typedef enum hd_pass_when {
 } hd_pass_when;
 
 /* An attention of the processor's own beside the call's. The `pass` hook points q, k, v at tensors
- * of the call or at its scratch; the engine runs it into `out`. */
+ * of the call or at its scratch; the engine runs it into `out`, for the active rows only. */
 typedef struct hd_pass {
     hd_pass_when when;
-    int64_t query_len, key_len; // tokens; 0: the call's
+    int64_t query_len, key_len; // tokens; 0: the call's, row by row
     hd_tensor q, k, v, out;     // [B, L, H, D]; out is the engine's
     float scale;                // 0: the call's
 } hd_pass;
 
 #define HD_MAX_PASSES 4
 
-/* Once per site, on the dry pass. */
+/* Once per site, on the dry pass, in preset order, classes that give a plan last. */
 typedef struct hd_prepare_ctx {
     const void *params;
-    const hd_attention_call *call; // shapes and layouts; no data
+    // Shapes and layouts; no data. The room for keys that processors prepared before may append is
+    // there: k and v are that much longer and k_layout has a reference segment.
+    const hd_attention_call *call;
+    hd_plan_rest rest; // what the preset asks of a plan
     // What the processor asks for; zero on entry.
     size_t state_bytes;   // per branch row, kept for the run, zeroed
     size_t scratch_bytes; // during the call
@@ -67,6 +73,8 @@ typedef struct hd_prepare_ctx {
 typedef struct hd_hook_ctx {
     const void *params;
     const hd_exec *ex; // for threads; the arena is the engine's
+    // As the tokens hooks have left it so far. Where a tokens hook has moved tokens, q_layout and
+    // k_layout know them as one segment without a grid.
     const hd_attention_call *call;
     const bool *active; // [B]: the rows the preset's "branches" selects
     void *scratch;
@@ -79,11 +87,11 @@ typedef struct hd_hook_ctx {
 /* What a tokens hook may change. Tensors named in the class's `edits` are private copies in the
  * call's type. */
 typedef struct hd_tokens {
-    hd_tensor q, k,
-        v; // k, v have extra_keys more tokens than the call, if any processor asked for them
-    int64_t *query_len; // [B]: a hook that merges tokens leaves the first so many
-    int64_t
-        *key_len; // [B]: appended keys are written behind the first so many, which it then raises
+    // k and v have extra_keys more tokens than the call, if an acting processor asked for them
+    hd_tensor q, k, v;
+    // [B], both. A hook that merges tokens leaves the first so many of its rows; appended keys are
+    // written behind the first key_len, which is then raised.
+    int64_t *query_len, *key_len;
 } hd_tokens;
 
 /* engine/ops/sdpa.h's hd_sdpa_segments, to be written. */
@@ -113,10 +121,25 @@ typedef struct hd_attention_output {
     hd_tensor probed; // [B, H, Lq, indicators] f32: what this processor's own probe saw; else none
 } hd_attention_output;
 
-/* What a map hook may change: the probabilities, at sites of the explicit-map kernel only. */
+/* What a map hook may change: the probabilities. A class with a map hook forces the explicit-map
+ * kernel on all rows of the call, so it may read any row. */
 typedef struct hd_attention_map {
-    hd_tensor p; // f32 [B, H, Lq, Lk], rows sum to 1
+    hd_tensor p; // f32 [B, H, Lq, Lk], rows sum to 1; 0 from key_len on
 } hd_attention_map;
+
+/* What the preset says of a class that gives a plan; read by the engine. */
+typedef enum hd_on_edit {
+    HD_ON_EDIT_REFUSE, // a static plan does not go with edited keys
+    HD_ON_EDIT_DENSE,  // rows whose keys a processor edits are dense
+} hd_on_edit;
+
+typedef struct hd_plan_options {
+    hd_plan_rest rest;
+    hd_attention_number qk, pv; // of the active rows, dense or not
+    hd_on_edit on_edit;
+} hd_plan_options;
+
+extern const hd_param hd_plan_params[]; // of hd_plan_options
 
 typedef struct hd_processor_class {
     const char *name; // as in "use"; the file's name
@@ -133,8 +156,8 @@ typedef struct hd_processor_class {
     hd_status (*logits)(const hd_hook_ctx *ctx, hd_logits *logits);
     // Indicator channels f32 [B, Lk, indicators], 0 on entry: what the probe wants the weights of.
     hd_status (*probe)(const hd_hook_ctx *ctx, hd_tensor indicator);
-    // plan[b] of each active row, from q and k as all tokens hooks left them; NULL: dense. At most
-    // one class of a chain. Engine fields of a class that has it: "rest", "qk", "pv", "on_edit".
+    // plan[b] of each active row, from q and k as all tokens hooks left them; NULL: dense. The
+    // engine sets its `rest`. At most one class acts on a row.
     hd_status (*plan)(const hd_hook_ctx *ctx, const hd_tokens *tokens, const hd_plan **plan);
     hd_status (*map)(const hd_hook_ctx *ctx, hd_attention_map *map); // the last resort
     hd_status (*output)(const hd_hook_ctx *ctx, hd_attention_output *output);

@@ -34,12 +34,32 @@ HD_CHECKED hd_status hd_attention_run_text_kv(const hd_exec *ex, hd_attention_ru
 /* The text or the order of the rows has changed: the next call of each site computes anew. */
 void hd_attention_run_forget_text(hd_attention_run *run);
 
-/* What the chain of a site is, for `inspect` and --verbose: processor names in order, "" for none.
- */
 int64_t hd_attention_run_sites(const hd_attention_run *run);
 const hd_site *hd_attention_run_site(const hd_attention_run *run, int64_t index);
+/* What happens at a site, for `inspect` and --verbose: processors in order with the steps they act
+ * in, then the kernels: "temperature [0, 10), gna [4, 25): plan of gna [4, 25), else streaming
+ * bf16". Known after the dry pass. Returns text. */
 char *hd_attention_run_chain_text(const hd_attention_run *run, int64_t index, char *text,
                                   size_t bytes);
+
+/* One call as it was in the end, for those who look on: capture, calibration, benchmarks. All is
+ * borrowed until the watch returns. */
+typedef struct hd_attention_seen {
+    const hd_exec *ex; // recording: shapes only; then every processor of the site acts
+    // q, k, v, lengths and layouts as the tokens hooks left them; out as the kernel left it
+    const hd_attention_call *call;
+    const int64_t *query_len, *key_len; // [B]
+    const hd_plan *const *plan;         // [B], an entry NULL: dense
+    bool planned, mapped;               // a plan-giving processor acts; the explicit-map kernel ran
+    int64_t visited;                    // entries, over rows, heads and query tiles
+    double plan_seconds, kernel_seconds;
+} hd_attention_seen;
+
+typedef hd_status (*hd_attention_watch)(void *user, const hd_attention_seen *seen);
+
+/* `watch` is told of every call of the run that names its rows, after its kernel; a failure of its
+ * own ends the run. It changes nothing. NULL: nobody. */
+void hd_attention_run_watch(hd_attention_run *run, hd_attention_watch watch, void *user);
 
 HD_END_DECLS
 #endif

@@ -1,15 +1,19 @@
-/* engine/attention/run_internal.h: the insides of a run, for run.c (which resolves) and attention.c
- * (which acts). */
+/* engine/attention/run_internal.h: the insides of a run, for read.c (which reads a preset),
+ * resolve.c (which decides who acts where), run.c (which keeps) and the call. */
 #ifndef HD_ENGINE_ATTENTION_RUN_INTERNAL_H
 #define HD_ENGINE_ATTENTION_RUN_INTERNAL_H
 
 #include "engine/attention/run.h"
+
+/* Processors that match one site. */
+#define HD_MAX_LINKS 32
 
 /* A processor of the preset: its class and what was read for it. */
 typedef struct run_processor {
     const hd_processor_class *class;
     const hd_json *node; // for messages
     void *params;
+    hd_plan_options plan; // of a class that gives one; else the defaults
     hd_site_selector *site;
     int64_t sites; // 0: every site of the denoiser
     const char **branch;
@@ -34,6 +38,7 @@ typedef struct run_link {
 
 typedef struct run_site {
     hd_site site;
+    hd_dtype dtype; // of its calls
     int64_t links;
     run_link *link;
     // keys and values of the text
@@ -46,17 +51,33 @@ struct hd_attention_run {
     run_processor *processor;
     run_site **site;
     int64_t steps;
+    struct call_link *active; // [active_room] of the call that is under way
+    int64_t active_room;
+    hd_attention_watch watch;
+    void *watch_user;
 };
+
+/* Reads p->node into *p. hd_run_clear_processor is needed whether it succeeds or not. */
+HD_CHECKED hd_status hd_run_read_processor(run_processor *p, const hd_processor_list *list,
+                                           int64_t steps);
+void hd_run_clear_processor(run_processor *p);
 
 /* The record of `site`, made if it is new. */
 HD_CHECKED hd_status hd_run_find_site(hd_attention_run *run, const hd_site *site, run_site **out);
-/* Resolves the chain of a site that is met for the first time: matches, prepares, allocates states.
- */
+/* Resolves the chain of a site that is met for the first time: matches, prepares, refuses what does
+ * not go together, allocates states. */
 HD_CHECKED hd_status hd_run_resolve(hd_attention_run *run, const hd_attention_call *call,
                                     run_site **out);
 /* The record of a site that was resolved on the dry pass; NULL if it was not. */
 run_site *hd_run_site_of(hd_attention_run *run, const hd_site *site);
 /* May this processor act at this step on any of these rows? Fills active [B] if so. */
 bool hd_run_active(const run_processor *p, const hd_forward *forward, bool *active);
+/* Fails unless the processors of a chain can act together on these rows. */
+HD_CHECKED hd_status hd_run_check_chain(const run_site *site, const hd_rows *rows);
+/* Is there a step, and a row among `rows`, in which both act? rows NULL: any row. */
+bool hd_run_meet(const run_processor *a, const run_processor *b, const hd_rows *rows);
+bool hd_run_selects_row(const run_processor *p, const hd_row *row);
+/* Fails with "NAME: processors[1] (name) cannot act at SITE: <the last failure's message>". */
+hd_status hd_run_refuse(const run_processor *p, const hd_site *site, hd_status status);
 
 #endif

@@ -42,7 +42,8 @@ typedef struct hd_sdpa {
         lse; // none, or f32 [B, H, Lq]: log of the sum of exp of the scores (-inf: saw no key)
     hd_tensor indicator;        // none, or f32 [B, Lk, E]: E more value channels, for probes
     hd_tensor probed;           // with it: f32 [B, H, Lq, E], sum of the weights x the indicators
-    const hd_plan *const *plan; // [B]; an entry, or plan itself, NULL: dense
+    const hd_plan *const *plan; // [B]; an entry, or plan itself, NULL: dense. On the dry pass: plan
+                                // not NULL with empty entries says that any plan may come
     hd_attention_number qk,
         pv;           // number format of the two products; int8 is refused where the CPU has none
     int64_t *visited; // out, may be NULL: entries visited, over rows, heads and query tiles

@@ -301,12 +301,20 @@ hd_status hd_params_read(const hd_param *table, void *into, const hd_json *objec
 {
     HD_TRY(hd_json_expect(object, HD_JSON_OBJECT));
     for (int64_t i = 0; i < hd_json_count(object); i++) {
+        const char *key = hd_json_key(hd_json_at(object, i));
+        if (!hd_params_find(table, key) && !among(also, key))
+            return refuse_key(table, object, also, key);
+    }
+    return hd_params_read_known(table, into, object);
+}
+
+hd_status hd_params_read_known(const hd_param *table, void *into, const hd_json *object)
+{
+    HD_TRY(hd_json_expect(object, HD_JSON_OBJECT));
+    for (int64_t i = 0; i < hd_json_count(object); i++) {
         const hd_json *node = hd_json_at(object, i);
         const hd_param *p = hd_params_find(table, hd_json_key(node));
-        if (p)
-            HD_TRY(set_from_json(p, into, node));
-        else if (!among(also, hd_json_key(node)))
-            return refuse_key(table, object, also, hd_json_key(node));
+        if (p) HD_TRY(set_from_json(p, into, node));
     }
     for (const hd_param *p = table; p->type != HD_PARAM_TYPE_END; p++)
         if (p->required && !hd_json_get(object, p->name))

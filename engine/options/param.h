@@ -93,6 +93,10 @@ HD_CHECKED hd_status hd_params_default(const hd_param *table, void *into);
  * may be set; hd_params_free is needed as ever. */
 HD_CHECKED hd_status hd_params_read(const hd_param *table, void *into, const hd_json *object,
                                     const char *const *also);
+/* The same, but only the table's own fields are looked at: whatever else there is belongs to
+ * others.
+ */
+HD_CHECKED hd_status hd_params_read_known(const hd_param *table, void *into, const hd_json *object);
 /* One field from text, as on a command line: `what` names the option in the message ("--steps").
  * Switches take true, false, on, off, yes, no, 1, 0. */
 HD_CHECKED hd_status hd_params_set(const hd_param *table, void *into, const char *name,

@@ -268,7 +268,7 @@ TEST_CASE("attention: processors compose in preset order", "[attention]")
     char text[200];
     REQUIRE(hd_attention_run_sites(p.run) == 1);
     CHECK(std::string(hd_attention_run_chain_text(p.run, 0, text, sizeof text)) ==
-          "test_blend [0, 10), temperature [0, 10)");
+          "test_blend [0, 10), temperature [0, 10): streaming f32");
 }
 
 TEST_CASE("attention: steps are fractions of the run", "[attention]")
