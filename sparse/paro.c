@@ -181,11 +181,24 @@ static hd_status find_entry(const hd_paro_options *p, const hd_attention_call *c
     return HD_OK;
 }
 
+// Keys that other processors append are not the plan's business: the engine makes those rows dense.
+static hd_status check_keys(const hd_attention_call *call)
+{
+    int64_t keys = 0;
+    for (int i = 0; i < call->k_layout.segments; i++)
+        if (call->k_layout.segment[i].kind != HD_TOKENS_REFERENCE)
+            keys += call->k_layout.segment[i].count;
+    if (keys == call->q.dim[1]) return HD_OK;
+    return hd_fail(HD_ERR_UNSUPPORTED, "it has %lld queries and %lld keys, must be the same",
+                   (long long)call->q.dim[1], (long long)keys);
+}
+
 static hd_status paro_prepare(hd_prepare_ctx *ctx)
 {
     const hd_paro_options *p = ctx->params;
     hd_grid grid;
     HD_TRY(hd_grid_of_call(&grid, ctx->call));
+    HD_TRY(check_keys(ctx->call));
     const hd_plan_file_site *entry = NULL;
     HD_TRY(find_entry(p, ctx->call, &grid, &entry));
     hd_static_plans *plans;
