@@ -16,22 +16,36 @@ typedef struct hd_sdpa_head {
     const void *q, *k, *v;                            // token 0 of the row and head
     void *out;                                        //
     int64_t q_stride, k_stride, v_stride, out_stride; // elements from token to token
-    int64_t queries, keys;                            // keys: the row's own key length
-    int64_t dim, value_dim;                           // D, Dv
-    float scale;                                      //
-    const float *row_scale;                           // [queries] or NULL
-    const float *bias;                                // NULL: none
-    const uint8_t *mask;                              // NULL: none
-    int64_t bias_stride, mask_stride;                 // from query to query, 0: all the same
+    int64_t queries, keys;            // the row's own lengths: no token behind them is touched
+    int64_t all_queries, all_keys;    // of the call, Lq and Lk
+    int64_t dim, value_dim;           // D, Dv
+    float scale;                      //
+    const float *row_scale;           // [queries] or NULL
+    const float *column_bias;         // [keys] or NULL
+    const float *bias;                // NULL: none
+    const uint8_t *mask;              // NULL: none
+    int64_t bias_stride, mask_stride; // from query to query, 0: all the same
+    const uint8_t *query_label, *key_label; // segments; NULL: none
+    int64_t key_labels;
+    const float *segment_bias, *segment_gain; // [query labels][key_labels] or NULL
     bool causal;
     float *lse; // NULL: not asked for
     int64_t lse_stride;
+    int64_t indicators; // value channels behind Dv, of f32; 0: none
+    const float *indicator;
+    float *probed; // their sums
+    int64_t indicator_stride, probed_stride;
+    const hd_plan *plan; // never NULL
+    int64_t number;      // of the head, in the plan
 } hd_sdpa_head;
 
-/* Queries first .. first + count - 1 over the visited tiles of key_tile keys; sums in f64.
- * probability is scratch for f64 [head->keys]. */
-void hd_sdpa_reference(const hd_sdpa_head *head, hd_visits visits, int64_t key_tile, int64_t first,
-                       int64_t count, double *probability);
+/* The queries of ranks first .. first + count - 1, all of them of one query tile of the plan
+ * (plan->query_tiles: of the tail); sums in f64. scratch is of hd_sdpa_reference_doubles.
+ * Returns the entries visited. */
+int64_t hd_sdpa_reference(const hd_sdpa_head *head, int64_t query_tile, int64_t first,
+                          int64_t count, double *scratch);
+int64_t hd_sdpa_reference_doubles(const hd_plan *plan, int64_t all_keys, int64_t dim,
+                                  int64_t channels);
 
 HD_END_DECLS
 #endif

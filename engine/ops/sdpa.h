@@ -43,7 +43,8 @@ typedef struct hd_sdpa {
     hd_tensor indicator;        // none, or f32 [B, Lk, E]: E more value channels, for probes
     hd_tensor probed;           // with it: f32 [B, H, Lq, E], sum of the weights x the indicators
     const hd_plan *const *plan; // [B]; an entry, or plan itself, NULL: dense. On the dry pass: plan
-                                // not NULL with empty entries says that any plan may come
+                                // not NULL with empty entries says that any plan may come (of
+                                // key tiles of 8 keys or more, on average)
     hd_attention_number qk,
         pv;           // number format of the two products; int8 is refused where the CPU has none
     int64_t *visited; // out, may be NULL: entries visited, over rows, heads and query tiles
@@ -52,6 +53,11 @@ typedef struct hd_sdpa {
 /* A query that sees no key gets 0. Scratch comes from ex->arena and is given back. A row's bytes
  * depend on that row alone. */
 HD_CHECKED hd_status hd_sdpa_run(const hd_exec *ex, const hd_sdpa *a);
+
+/* Refuses what a call of so many heads and tokens could not index with. hd_sdpa_run does it for
+ * every plan it is given. */
+HD_CHECKED hd_status hd_plan_check(const hd_plan *plan, int64_t heads, int64_t queries,
+                                   int64_t keys);
 
 HD_END_DECLS
 #endif

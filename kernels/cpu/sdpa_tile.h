@@ -44,20 +44,7 @@ LANES_INLINE lanes tile_sign(lanes x)
     return _mm512_castsi512_ps(_mm512_or_si512(sign, _mm512_srli_epi32(sign, 16)));
 }
 
-// `count` value channels from d on of two keys side by side: lane i is (even[d + i], odd[d + i]).
-LANES_INLINE lanes tile_value_units(const void *even, const void *odd, hd_dtype dtype, int64_t d,
-                                    int count)
-{
-    (void)dtype;
-    const lanes_mask some = lanes_first(count);
-    __m256i low = _mm256_maskz_loadu_epi16(some, (const hd_bf16 *)even + d);
-    __m256i high = _mm256_setzero_si256();
-    if (odd) high = _mm256_maskz_loadu_epi16(some, (const hd_bf16 *)odd + d);
-    return _mm512_castsi512_ps(_mm512_or_si512(_mm512_cvtepu16_epi32(low),
-                                               _mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16)));
-}
-
-// The probabilities of two keys, rounded, side by side.
+// The numbers of two keys, rounded, side by side.
 LANES_INLINE lanes tile_probability_units(lanes even, lanes odd)
 {
     const __m512i order =
@@ -65,6 +52,22 @@ LANES_INLINE lanes tile_probability_units(lanes even, lanes odd)
                          21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
     __m512i both = (__m512i)_mm512_cvtne2ps_pbh(odd, even);
     return _mm512_castsi512_ps(_mm512_permutexvar_epi16(order, both));
+}
+
+// `count` channels from d on of two keys side by side: lane i is (even[d + i], odd[d + i]). NULL:
+// zeros.
+LANES_INLINE lanes tile_value_units(const void *even, const void *odd, hd_dtype dtype, int64_t d,
+                                    int count)
+{
+    const lanes_mask some = lanes_first(count);
+    if (dtype == HD_F32)
+        return tile_probability_units(even ? lanes_read(even, HD_F32, d, count) : lanes_zero(),
+                                      odd ? lanes_read(odd, HD_F32, d, count) : lanes_zero());
+    __m256i low = _mm256_setzero_si256(), high = low;
+    if (even) low = _mm256_maskz_loadu_epi16(some, (const hd_bf16 *)even + d);
+    if (odd) high = _mm256_maskz_loadu_epi16(some, (const hd_bf16 *)odd + d);
+    return _mm512_castsi512_ps(_mm512_or_si512(_mm512_cvtepu16_epi32(low),
+                                               _mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16)));
 }
 
 #else
@@ -97,7 +100,7 @@ LANES_INLINE lanes tile_value_units(const void *key, const void *none, hd_dtype 
                                     int count)
 {
     (void)none;
-    return tile_units(key, dtype, d, count);
+    return key ? tile_units(key, dtype, d, count) : lanes_zero();
 }
 
 LANES_INLINE lanes tile_probability_units(lanes p, lanes none)
@@ -126,33 +129,41 @@ LANES_INLINE const void *tile_token(const void *data, hd_dtype dtype, int64_t st
 // Calls step(vectors, ...) with a constant for every number of vectors that a block may have.
 #if TILE_VECTORS == 4
 #define TILE_FOR_VECTORS(vectors, step, ...)                                                       \
-    switch (vectors) {                                                                             \
-    case 1:                                                                                        \
-        step(1, __VA_ARGS__);                                                                      \
-        break;                                                                                     \
-    case 2:                                                                                        \
-        step(2, __VA_ARGS__);                                                                      \
-        break;                                                                                     \
-    case 3:                                                                                        \
-        step(3, __VA_ARGS__);                                                                      \
-        break;                                                                                     \
-    default:                                                                                       \
-        step(4, __VA_ARGS__);                                                                      \
-        break;                                                                                     \
-    }
+    do {                                                                                           \
+        switch (vectors) {                                                                         \
+        case 1:                                                                                    \
+            step(1, __VA_ARGS__);                                                                  \
+            break;                                                                                 \
+        case 2:                                                                                    \
+            step(2, __VA_ARGS__);                                                                  \
+            break;                                                                                 \
+        case 3:                                                                                    \
+            step(3, __VA_ARGS__);                                                                  \
+            break;                                                                                 \
+        default:                                                                                   \
+            step(4, __VA_ARGS__);                                                                  \
+            break;                                                                                 \
+        }                                                                                          \
+    } while (0)
 #else
 #define TILE_FOR_VECTORS(vectors, step, ...)                                                       \
-    if ((vectors) == 1)                                                                            \
-        step(1, __VA_ARGS__);                                                                      \
-    else                                                                                           \
-        step(2, __VA_ARGS__);
+    do {                                                                                           \
+        if ((vectors) == 1)                                                                        \
+            step(1, __VA_ARGS__);                                                                  \
+        else                                                                                       \
+            step(2, __VA_ARGS__);                                                                  \
+    } while (0)
 #endif
 
-static void tile_pack_keys(const hd_sdpa_head *h, int64_t first, int64_t count, float *keys)
+static void tile_pack_keys(const hd_sdpa_head *h, const int32_t *token, int64_t count, float *keys)
 {
     const int64_t depth = tile_units_of(h->dim);
     for (int64_t j = 0; j < count; j++, keys += depth) {
-        const void *key = tile_token(h->k, h->dtype, h->k_stride, first + j);
+        if (token[j] < 0) {
+            memset(keys, 0, (size_t)depth * sizeof *keys);
+            continue;
+        }
+        const void *key = tile_token(h->k, h->dtype, h->k_stride, token[j]);
         for (int64_t d = 0; d < depth; d += LANES) {
             int elements = tile_min(h->dim - d * TILE_UNIT, LANES * TILE_UNIT);
             lanes_write(keys, HD_F32, d, tile_min(depth - d, LANES),
@@ -161,33 +172,41 @@ static void tile_pack_keys(const hd_sdpa_head *h, int64_t first, int64_t count, 
     }
 }
 
-static void tile_pack_values(const hd_sdpa_head *h, int64_t first, int64_t count, float *values)
+// Panels of `channels` channels from `values` on; a panel has `units` units, those of the tokens
+// begin at unit `first`.
+static void tile_pack_panels(const void *data, hd_dtype dtype, int64_t stride, int64_t channels,
+                             const int32_t *token, int64_t first, int64_t count, float *values,
+                             int64_t units)
 {
-    const int64_t units = tile_units_of(count);
-    for (int64_t j = 0; j < units; j++) {
-        const int64_t key = first + j * TILE_UNIT;
-        const void *even = tile_token(h->v, h->dtype, h->v_stride, key);
-        const void *odd = NULL; // the last unit of an odd number of keys
-        if (j * TILE_UNIT + 1 < count) odd = tile_token(h->v, h->dtype, h->v_stride, key + 1);
-        for (int64_t panel = 0; panel < h->value_dim; panel += HD_SDPA_PANEL) {
-            const int width = tile_min(h->value_dim - panel, HD_SDPA_PANEL);
-            float *to = values + panel * units + j * width;
+    for (int64_t j = 0; j < count; j += TILE_UNIT) {
+        const void *even = NULL, *odd = NULL;
+        if (token[j] >= 0) even = tile_token(data, dtype, stride, token[j]);
+        if (TILE_UNIT == 2 && j + 1 < count && token[j + 1] >= 0)
+            odd = tile_token(data, dtype, stride, token[j + 1]);
+        for (int64_t panel = 0; panel < channels; panel += HD_SDPA_PANEL) {
+            const int width = tile_min(channels - panel, HD_SDPA_PANEL);
+            float *to = values + panel * units + (first + j / TILE_UNIT) * width;
             for (int d = 0; d < width; d += LANES) {
                 const int n = tile_min(width - d, LANES);
-                lanes_write(to, HD_F32, d, n, tile_value_units(even, odd, h->dtype, panel + d, n));
+                lanes_write(to, HD_F32, d, n, tile_value_units(even, odd, dtype, panel + d, n));
             }
         }
     }
 }
 
-static void tile_pack(const hd_sdpa_head *h, int64_t first, int64_t count, float *keys,
-                      float *values)
+static void tile_pack(const hd_sdpa_head *h, const int32_t *token, int64_t first, int64_t count,
+                      const hd_sdpa_packed *to)
 {
-    tile_pack_keys(h, first, count, keys);
-    tile_pack_values(h, first, count, values);
+    tile_pack_keys(h, token, count, to->keys + first * tile_units_of(h->dim));
+    tile_pack_panels(h->v, h->dtype, h->v_stride, h->value_dim, token, first / TILE_UNIT, count,
+                     to->values, to->units);
+    if (h->indicators)
+        tile_pack_panels(h->indicator, HD_F32, h->indicator_stride, h->indicators, token,
+                         first / TILE_UNIT, count, to->values + h->value_dim * to->units,
+                         to->units);
 }
 
-// One vector of queries, transposed; lanes beyond the block's queries are 0.
+// One vector of queries, transposed; lanes without a query are 0.
 static void tile_load_queries(hd_sdpa_block *b, int vector)
 {
     const hd_sdpa_head *h = b->head;
@@ -197,15 +216,30 @@ static void tile_load_queries(hd_sdpa_block *b, int vector)
         int elements = tile_min(h->dim - d * TILE_UNIT, LANES * TILE_UNIT);
         lanes r[LANES];
         for (int i = 0; i < LANES; i++) {
-            int64_t query = b->first + vector * LANES + i;
             r[i] = lanes_zero();
-            if (i < queries)
-                r[i] = tile_units(tile_token(h->q, h->dtype, h->q_stride, query), h->dtype,
-                                  d * TILE_UNIT, elements);
+            if (i < queries && b->token[vector * LANES + i] >= 0)
+                r[i] = tile_units(
+                    tile_token(h->q, h->dtype, h->q_stride, b->token[vector * LANES + i]), h->dtype,
+                    d * TILE_UNIT, elements);
         }
         lanes_transpose(r);
         for (int i = 0; i < tile_min(b->depth - d, LANES); i++)
             lanes_store(b->q + (d + i) * row + vector * LANES, lanes_xor(r[i], sign));
+    }
+}
+
+// The rows of the segment tables that belong to the block's queries, transposed.
+static void tile_begin_segments(hd_sdpa_block *b)
+{
+    const hd_sdpa_head *h = b->head;
+    const int row = b->vectors * LANES;
+    for (int i = 0; i < row; i++) {
+        const int32_t token = i < b->queries ? b->token[i] : -1;
+        for (int64_t label = 0; label < h->key_labels; label++) {
+            const int64_t at = token < 0 ? 0 : h->query_label[token] * h->key_labels + label;
+            if (b->bias) b->bias[label * row + i] = h->segment_bias[at] * tile_log2e;
+            if (b->gain) b->gain[label * row + i] = h->segment_gain[at];
+        }
     }
 }
 
@@ -215,8 +249,9 @@ static void tile_begin(hd_sdpa_block *b)
     b->depth = tile_units_of(h->dim);
     b->vectors = (b->queries + LANES - 1) / LANES;
     for (int i = 0; i < b->vectors * LANES; i++) {
-        float scale = i < b->queries ? h->scale * tile_log2e : 0.0f;
-        if (h->row_scale && i < b->queries) scale *= h->row_scale[b->first + i];
+        const int32_t token = i < b->queries ? b->token[i] : -1;
+        float scale = token >= 0 ? h->scale * tile_log2e : 0.0f;
+        if (h->row_scale && token >= 0) scale *= h->row_scale[token];
         b->factor[i] = scale;
         b->max[i] = -INFINITY;
         b->sum[i] = 0.0f;
@@ -226,20 +261,37 @@ static void tile_begin(hd_sdpa_block *b)
     // the sign has gone into the queries: the largest q k^T is then the largest score
     for (int i = 0; i < b->vectors * LANES; i++)
         b->factor[i] = fabsf(b->factor[i]);
-    memset(b->out, 0, (size_t)(h->value_dim * b->vectors * LANES) * sizeof *b->out);
+    if (b->bias || b->gain) tile_begin_segments(b);
+    memset(b->out, 0,
+           (size_t)((h->value_dim + h->indicators) * b->vectors * LANES) * sizeof *b->out);
 }
 
-// out [rows][vectors] (+)= a [rows][shared] x b [shared][vectors], in registers throughout.
-LANES_INLINE void tile_product(int rows, int vectors, float *out, bool add, const float *a,
-                               int64_t a_row, int64_t a_step, const float *b, int64_t shared)
+typedef lanes tile_sums[TILE_ROWS][TILE_VECTORS];
+
+LANES_INLINE void tile_sums_load(int rows, int vectors, tile_sums sum, const float *from)
 {
-    lanes sum[TILE_ROWS][TILE_VECTORS];
 #pragma GCC unroll 16
     for (int i = 0; i < rows; i++) {
 #pragma GCC unroll 16
         for (int v = 0; v < vectors; v++)
-            sum[i][v] = add ? lanes_load(out + (i * vectors + v) * LANES) : lanes_zero();
+            sum[i][v] = from ? lanes_load(from + (i * vectors + v) * LANES) : lanes_zero();
     }
+}
+
+LANES_INLINE void tile_sums_store(int rows, int vectors, tile_sums sum, float *to)
+{
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; i++) {
+#pragma GCC unroll 16
+        for (int v = 0; v < vectors; v++)
+            lanes_store(to + (i * vectors + v) * LANES, sum[i][v]);
+    }
+}
+
+// sum [rows][vectors] += a [rows][shared] x b [shared][vectors]
+LANES_INLINE void tile_sums_add(int rows, int vectors, tile_sums sum, const float *a, int64_t a_row,
+                                int64_t a_step, const float *b, int64_t shared)
+{
     for (int64_t s = 0; s < shared; s++) {
         lanes x[TILE_VECTORS];
 #pragma GCC unroll 16
@@ -253,77 +305,175 @@ LANES_INLINE void tile_product(int rows, int vectors, float *out, bool add, cons
                 sum[i][v] = tile_dot(sum[i][v], w, x[v]);
         }
     }
-#pragma GCC unroll 16
-    for (int i = 0; i < rows; i++) {
-#pragma GCC unroll 16
-        for (int v = 0; v < vectors; v++)
-            lanes_store(out + (i * vectors + v) * LANES, sum[i][v]);
+}
+
+// Calls rows(n, i) for n rows from row i on until `count` are done: 6 at a time, then 4, 2, 1; 8
+// are 4 and 4.
+#define TILE_FOR_ROWS(count, i, rows)                                                              \
+    do {                                                                                           \
+        int64_t i = 0, tile_left_ = (count);                                                       \
+        for (; tile_left_ >= 6 && tile_left_ != 8; tile_left_ -= 6, i += 6)                        \
+            rows(6);                                                                               \
+        for (; tile_left_ >= 4; tile_left_ -= 4, i += 4)                                           \
+            rows(4);                                                                               \
+        if (tile_left_ & 2) {                                                                      \
+            rows(2);                                                                               \
+            i += 2;                                                                                \
+        }                                                                                          \
+        if (tile_left_ & 1) rows(1);                                                               \
+    } while (0)
+
+LANES_INLINE void tile_score_rows(int rows, int vectors, const hd_sdpa_block *b, const float *keys,
+                                  float *to)
+{
+    tile_sums sum;
+    tile_sums_load(rows, vectors, sum, NULL);
+    tile_sums_add(rows, vectors, sum, keys, b->depth, 1, b->q, b->depth);
+    tile_sums_store(rows, vectors, sum, to);
+}
+
+LANES_INLINE void tile_score_spans(int vectors, hd_sdpa_block *b, const hd_sdpa_step *step)
+{
+    float *to = b->scores;
+    for (int s = 0; s < step->spans; s++) {
+        const hd_sdpa_span span = step->span[s];
+        const float *keys = step->packed->keys + span.start * b->depth;
+#define ROWS(n) tile_score_rows(n, vectors, b, keys + i * b->depth, to + i * vectors * LANES)
+        TILE_FOR_ROWS(span.count, i, ROWS);
+#undef ROWS
+        to += span.count * vectors * LANES;
     }
 }
 
-// Any number of rows: 6 at a time, then 4, 2, 1; 8 are 4 and 4.
-LANES_INLINE void tile_products(int vectors, int64_t rows, float *out, bool add, const float *a,
-                                int64_t a_row, int64_t a_step, const float *b, int64_t shared)
+static void tile_scores(hd_sdpa_block *b, const hd_sdpa_step *step)
 {
-    const int64_t lane_count = vectors * LANES;
-    for (; rows >= 6 && rows != 8; rows -= 6, a += 6 * a_row, out += 6 * lane_count)
-        tile_product(6, vectors, out, add, a, a_row, a_step, b, shared);
-    for (; rows >= 4; rows -= 4, a += 4 * a_row, out += 4 * lane_count)
-        tile_product(4, vectors, out, add, a, a_row, a_step, b, shared);
-    if (rows & 2) {
-        tile_product(2, vectors, out, add, a, a_row, a_step, b, shared);
-        a += 2 * a_row, out += 2 * lane_count;
-    }
-    if (rows & 1) tile_product(1, vectors, out, add, a, a_row, a_step, b, shared);
+    TILE_FOR_VECTORS(b->vectors, tile_score_spans, b, step);
 }
 
-static void tile_scores(hd_sdpa_block *b, const float *keys, int64_t count)
+// Channels of one panel, `width` wide.
+LANES_INLINE
+void tile_value_rows(int rows, int vectors, const hd_sdpa_block *b, const hd_sdpa_step *step,
+                     const float *panel, int64_t width, float *out)
 {
-    TILE_FOR_VECTORS(b->vectors, tile_products, count, b->scores, false, keys, b->depth, 1, b->q,
-                     b->depth)
+    tile_sums sum;
+    const float *p = b->scores;
+    tile_sums_load(rows, vectors, sum, out);
+    for (int s = 0; s < step->spans; s++) {
+        const int64_t units = tile_units_of(step->span[s].count);
+        tile_sums_add(rows, vectors, sum, panel + step->span[s].start / TILE_UNIT * width, 1, width,
+                      p, units);
+        p += units * vectors * LANES;
+    }
+    tile_sums_store(rows, vectors, sum, out);
 }
 
-static void tile_accumulate(hd_sdpa_block *b, const float *values, int64_t count)
+// Channels first .. first + count - 1, whose panels begin with them.
+LANES_INLINE void tile_value_panels(int vectors, hd_sdpa_block *b, const hd_sdpa_step *step,
+                                    int64_t first, int64_t count)
 {
-    const int64_t units = tile_units_of(count), channels = b->head->value_dim;
-    for (int64_t panel = 0; panel < channels; panel += HD_SDPA_PANEL) {
-        const int64_t width = tile_min(channels - panel, HD_SDPA_PANEL);
-        TILE_FOR_VECTORS(b->vectors, tile_products, width, b->out + panel * b->vectors * LANES,
-                         true, values + panel * units, 1, width, b->scores, units)
+    for (int64_t c = 0; c < count; c += HD_SDPA_PANEL) {
+        const int64_t width = tile_min(count - c, HD_SDPA_PANEL);
+        const float *panel = step->packed->values + (first + c) * step->packed->units;
+        float *out = b->out + (first + c) * vectors * LANES;
+#define ROWS(n) tile_value_rows(n, vectors, b, step, panel + i, width, out + i * vectors * LANES)
+        TILE_FOR_ROWS(width, i, ROWS);
+#undef ROWS
     }
+}
+
+static void tile_accumulate(hd_sdpa_block *b, const hd_sdpa_step *step)
+{
+    const hd_sdpa_head *h = b->head;
+    TILE_FOR_VECTORS(b->vectors, tile_value_panels, b, step, 0, h->value_dim);
+    if (h->indicators)
+        TILE_FOR_VECTORS(b->vectors, tile_value_panels, b, step, h->value_dim, h->indicators);
+}
+
+// n elements of a query's row of a dense bias or mask, gathered; what has no token is 0.
+LANES_INLINE lanes tile_gather(const float *bias, const int32_t *token, int n)
+{
+    float x[LANES] = {0.0f};
+    for (int i = 0; i < n; i++)
+        if (token[i] >= 0) x[i] = bias[token[i]];
+    return lanes_load(x);
+}
+
+LANES_INLINE lanes_mask tile_gather_mask(const uint8_t *mask, const int32_t *token, int n)
+{
+    uint8_t x[LANES] = {0};
+    for (int i = 0; i < n; i++)
+        if (token[i] >= 0) x[i] = mask[token[i]];
+    return lanes_bytes_n(x, LANES);
 }
 
 // What is added to the scores of one query and n keys: bias, and -inf where it does not see them.
-LANES_INLINE lanes tile_edit_row(const hd_sdpa_head *h, int64_t query, int64_t key, int n)
+LANES_INLINE lanes tile_edit_row(const hd_sdpa_head *h, int64_t query, const int32_t *token, int n,
+                                 bool neighbours)
 {
     lanes add = lanes_zero();
     lanes_mask seen = lanes_first(LANES);
-    if (h->bias)
-        add = lanes_mul(lanes_read(h->bias, HD_F32, query * h->bias_stride + key, n),
-                        lanes_set1(tile_log2e));
-    if (h->mask) seen = lanes_bytes_n(h->mask + query * h->mask_stride + key, n);
-    if (h->causal)
-        seen = lanes_and(seen, lanes_first(query < key ? 0 : tile_min(query - key + 1, LANES)));
+    if (h->bias) {
+        const float *bias = h->bias + query * h->bias_stride;
+        add = neighbours ? lanes_read(bias, HD_F32, token[0], n) : tile_gather(bias, token, n);
+        add = lanes_mul(add, lanes_set1(tile_log2e));
+    }
+    if (h->mask) {
+        const uint8_t *mask = h->mask + query * h->mask_stride;
+        seen = neighbours ? lanes_bytes_n(mask + token[0], n) : tile_gather_mask(mask, token, n);
+    }
     return lanes_select(seen, add, lanes_set1(-INFINITY));
 }
 
-static void tile_edit(hd_sdpa_block *b, int64_t first, int64_t count)
+// add [LANES keys] of dense bias and mask for one vector of queries and n keys from key j on.
+LANES_INLINE void tile_edit_dense(const hd_sdpa_block *b, const hd_sdpa_step *step, int vector,
+                                  int64_t j, int n, lanes *add)
+{
+    const int queries = tile_min(b->queries - vector * LANES, LANES);
+    const int32_t *token = step->token + j, *query = b->token + vector * LANES;
+    bool neighbours = token[0] >= 0;
+    for (int i = 1; i < n; i++)
+        neighbours &= token[i] == token[0] + i;
+    for (int i = 0; i < LANES; i++)
+        add[i] = i < queries && query[i] >= 0
+                     ? tile_edit_row(b->head, query[i], token, n, neighbours)
+                     : lanes_zero();
+    lanes_transpose(add);
+}
+
+// The lanes of vector v whose bit of the word is set.
+LANES_INLINE lanes_mask tile_seen(uint64_t word, int v)
+{
+#ifdef __AVX512F__
+    return (lanes_mask)(word >> (v * LANES));
+#else
+    const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    const __m256i bits = _mm256_set1_epi32((int)(uint32_t)(word >> (v * LANES)));
+    return _mm256_cmpeq_epi32(_mm256_and_si256(bits, bit), bit);
+#endif
+}
+
+static void tile_edit(hd_sdpa_block *b, const hd_sdpa_step *step)
 {
     const int row = b->vectors * LANES;
     for (int v = 0; v < b->vectors; v++) {
         const lanes factor = lanes_load(b->factor + v * LANES);
-        const int queries = tile_min(b->queries - v * LANES, LANES);
-        for (int64_t j = 0; j < count; j += LANES) {
-            const int keys = tile_min(count - j, LANES);
+        for (int64_t j = 0; j < step->count; j += LANES) {
+            const int keys = tile_min(step->count - j, LANES);
             lanes add[LANES];
             for (int i = 0; i < LANES; i++)
-                add[i] = i < queries
-                             ? tile_edit_row(b->head, b->first + v * LANES + i, first + j, keys)
-                             : lanes_zero();
-            lanes_transpose(add);
+                add[i] = lanes_zero();
+            if (b->head->bias || b->head->mask) tile_edit_dense(b, step, v, j, keys, add);
             for (int i = 0; i < keys; i++) {
                 float *s = b->scores + (j + i) * row + v * LANES;
-                lanes_store(s, lanes_fma(lanes_load(s), factor, add[i]));
+                lanes more = lanes_add(add[i], lanes_set1(step->column_bias[j + i]));
+                if (b->bias)
+                    more =
+                        lanes_add(more, lanes_load(b->bias + step->label[j + i] * row + v * LANES));
+                lanes score = lanes_fma(lanes_load(s), factor, more);
+                if (step->masked)
+                    score =
+                        lanes_select(tile_seen(step->word[j + i], v), score, lanes_set1(-INFINITY));
+                lanes_store(s, score);
             }
         }
     }
@@ -351,7 +501,7 @@ LANES_INLINE void tile_raise_max(int vectors, hd_sdpa_block *b, lanes *max)
 #pragma GCC unroll 16
     for (int v = 0; v < vectors; v++)
         lanes_store(b->sum + v * LANES, lanes_mul(lanes_load(b->sum + v * LANES), scale[v]));
-    for (int64_t d = 0; d < b->head->value_dim; d++) {
+    for (int64_t d = 0; d < b->head->value_dim + b->head->indicators; d++) {
         float *out = b->out + d * vectors * LANES;
 #pragma GCC unroll 16
         for (int v = 0; v < vectors; v++)
@@ -359,36 +509,69 @@ LANES_INLINE void tile_raise_max(int vectors, hd_sdpa_block *b, lanes *max)
     }
 }
 
-LANES_INLINE void tile_softmax_vectors(int vectors, hd_sdpa_block *b, int64_t count, bool edited)
+// The largest score of every query, in units of log 2.
+LANES_INLINE void tile_step_max(int vectors, const hd_sdpa_block *b, const hd_sdpa_step *step,
+                                bool masked, const lanes *factor, lanes *max)
 {
     const int row = vectors * LANES;
-    lanes factor[TILE_VECTORS], max[TILE_VECTORS], sum[TILE_VECTORS];
-#pragma GCC unroll 16
-    for (int v = 0; v < vectors; v++) {
-        factor[v] = edited ? lanes_set1(1.0f) : lanes_load(b->factor + v * LANES);
-        max[v] = lanes_load(b->scores + v * LANES);
-    }
-    for (int64_t j = 1; j < count; j++)
-#pragma GCC unroll 16
-        for (int v = 0; v < vectors; v++)
-            max[v] = lanes_max(lanes_load(b->scores + j * row + v * LANES), max[v]);
+    const lanes lowest = lanes_set1(-INFINITY);
 #pragma GCC unroll 16
     for (int v = 0; v < vectors; v++)
-        max[v] = lanes_mul(max[v], factor[v]);
+        max[v] = lowest;
+    for (int64_t j = 0; j < step->count; j++)
+#pragma GCC unroll 16
+        for (int v = 0; v < vectors; v++) {
+            lanes s = lanes_load(b->scores + j * row + v * LANES);
+            if (masked) s = lanes_select(tile_seen(step->word[j], v), s, lowest);
+            max[v] = lanes_max(s, max[v]);
+        }
+#pragma GCC unroll 16
+    for (int v = 0; v < vectors; v++) {
+        lanes largest = lanes_mul(max[v], factor[v]);
+        // not -inf x 0
+        max[v] = masked ? lanes_select(lanes_equal(max[v], lowest), lowest, largest) : largest;
+    }
+}
+
+// How a step's scores become probabilities. EDITED ones have their factor and masks already.
+enum tile_softmax_mode { TILE_PLAIN, TILE_MASKED, TILE_EDITED, TILE_GAINED };
+
+// The probability of key j, which joins the sum; what multiplies its value.
+LANES_INLINE lanes tile_probability(int vectors, const hd_sdpa_block *b, const hd_sdpa_step *step,
+                                    int mode, int64_t j, int v, lanes factor, lanes max, lanes *sum)
+{
+    const int row = vectors * LANES;
+    lanes s = lanes_load(b->scores + j * row + v * LANES);
+    lanes p = tile_exp2(lanes_fms(s, factor, max));
+    if (mode == TILE_MASKED) p = lanes_select(tile_seen(step->word[j], v), p, lanes_zero());
+    *sum = lanes_add(*sum, p);
+    if (mode == TILE_GAINED)
+        p = lanes_mul(p, lanes_load(b->gain + step->label[j] * row + v * LANES));
+    return p;
+}
+
+LANES_INLINE void tile_softmax_vectors(int vectors, int mode, hd_sdpa_block *b,
+                                       const hd_sdpa_step *step)
+{
+    const int row = vectors * LANES;
+    const int64_t count = step->count;
+    lanes factor[TILE_VECTORS], max[TILE_VECTORS], sum[TILE_VECTORS];
+#pragma GCC unroll 16
+    for (int v = 0; v < vectors; v++)
+        factor[v] = mode >= TILE_EDITED ? lanes_set1(1.0f) : lanes_load(b->factor + v * LANES);
+    tile_step_max(vectors, b, step, mode == TILE_MASKED, factor, max);
     tile_raise_max(vectors, b, max);
 #pragma GCC unroll 16
     for (int v = 0; v < vectors; v++)
         sum[v] = lanes_load(b->sum + v * LANES);
     for (int64_t j = 0; j < count; j += TILE_UNIT) {
-        const float *s = b->scores + j * row;
 #pragma GCC unroll 16
         for (int v = 0; v < vectors; v++) {
-            lanes p = tile_exp2(lanes_fms(lanes_load(s + v * LANES), factor[v], max[v]));
+            lanes p = tile_probability(vectors, b, step, mode, j, v, factor[v], max[v], &sum[v]);
             lanes odd = lanes_zero();
             if (TILE_UNIT == 2 && j + 1 < count)
-                odd = tile_exp2(lanes_fms(lanes_load(s + row + v * LANES), factor[v], max[v]));
-            sum[v] = lanes_add(sum[v], p);
-            if (TILE_UNIT == 2) sum[v] = lanes_add(sum[v], odd);
+                odd =
+                    tile_probability(vectors, b, step, mode, j + 1, v, factor[v], max[v], &sum[v]);
             // over scores that have been read
             lanes_store(b->scores + j / TILE_UNIT * row + v * LANES,
                         tile_probability_units(p, odd));
@@ -399,26 +582,34 @@ LANES_INLINE void tile_softmax_vectors(int vectors, hd_sdpa_block *b, int64_t co
         lanes_store(b->sum + v * LANES, sum[v]);
 }
 
-static void tile_softmax(hd_sdpa_block *b, int64_t count, bool edited)
+static void tile_softmax(hd_sdpa_block *b, const hd_sdpa_step *step)
 {
-    TILE_FOR_VECTORS(b->vectors, tile_softmax_vectors, b, count, edited)
+    if (step->edited && b->gain)
+        TILE_FOR_VECTORS(b->vectors, tile_softmax_vectors, TILE_GAINED, b, step);
+    else if (step->edited)
+        TILE_FOR_VECTORS(b->vectors, tile_softmax_vectors, TILE_EDITED, b, step);
+    else if (step->masked)
+        TILE_FOR_VECTORS(b->vectors, tile_softmax_vectors, TILE_MASKED, b, step);
+    else
+        TILE_FOR_VECTORS(b->vectors, tile_softmax_vectors, TILE_PLAIN, b, step);
 }
 
-// One vector of queries, divided by their sums and transposed back.
-static void tile_store_queries(const hd_sdpa_block *b, int vector, lanes inverse)
+// One vector of queries, `channels` of their sums from b->out row `first` on, divided and
+// transposed back.
+static void tile_store_queries(const hd_sdpa_block *b, int vector, lanes inverse, int64_t first,
+                               int64_t channels, void *to, hd_dtype dtype, int64_t stride)
 {
-    const hd_sdpa_head *h = b->head;
     const int row = b->vectors * LANES, queries = tile_min(b->queries - vector * LANES, LANES);
-    for (int64_t d = 0; d < h->value_dim; d += LANES) {
-        const int n = tile_min(h->value_dim - d, LANES);
+    const float *out = b->out + first * row + vector * LANES;
+    for (int64_t d = 0; d < channels; d += LANES) {
+        const int n = tile_min(channels - d, LANES);
         lanes r[LANES];
         for (int i = 0; i < LANES; i++)
-            r[i] = i < n ? lanes_mul(lanes_load(b->out + (d + i) * row + vector * LANES), inverse)
-                         : lanes_zero();
+            r[i] = i < n ? lanes_mul(lanes_load(out + (d + i) * row), inverse) : lanes_zero();
         lanes_transpose(r);
         for (int i = 0; i < queries; i++) {
-            int64_t token = (b->first + vector * LANES + i) * h->out_stride;
-            lanes_write(h->out, h->dtype, token + d, n, r[i]);
+            const int64_t token = b->token[vector * LANES + i];
+            if (token >= 0) lanes_write(to, dtype, token * stride + d, n, r[i]);
         }
     }
 }
@@ -432,10 +623,14 @@ static void tile_finish(const hd_sdpa_block *b)
             float sum = b->sum[v * LANES + i];
             inverse[i] = sum == 0.0f ? 0.0f : 1.0f / sum;
         }
-        tile_store_queries(b, v, lanes_load(inverse));
+        tile_store_queries(b, v, lanes_load(inverse), 0, h->value_dim, h->out, h->dtype,
+                           h->out_stride);
+        if (h->indicators)
+            tile_store_queries(b, v, lanes_load(inverse), h->value_dim, h->indicators, h->probed,
+                               HD_F32, h->probed_stride);
     }
-    if (!h->lse) return;
-    for (int i = 0; i < b->queries; i++) // log 0 = -inf
-        h->lse[(b->first + i) * h->lse_stride] =
-            (float)((double)b->max[i] * tile_ln2 + log((double)b->sum[i]));
+    for (int i = 0; h->lse && i < b->queries; i++) // log 0 = -inf
+        if (b->token[i] >= 0)
+            h->lse[b->token[i] * h->lse_stride] =
+                (float)((double)b->max[i] * tile_ln2 + log((double)b->sum[i]));
 }

@@ -1,308 +1,9 @@
 // The attention kernel: every variant against f64 loops, the properties that edits rest on, the
 // refusals.
-#include <algorithm>
-#include <cmath>
-#include <functional>
-#include <limits>
-#include <string>
-
-#include "engine/ops/sdpa.h"
-#include "support/catch.h"
-#include "support/run.h"
+#include "tests/engine/ops/sdpa_call.h"
 
 namespace
 {
-
-const float infinity = std::numeric_limits<float>::infinity();
-
-// Tokens [B, L, H, D] of f32 or bf16 in a buffer with gaps; the gaps hold NaN and must stay so.
-class Tokens
-{
-  public:
-    enum Layout { packed, gaps, heads_first };
-
-    Tokens() = default;
-    Tokens(hd_dtype dtype, int64_t b, int64_t l, int64_t h, int64_t d, Layout layout = packed)
-    {
-        view = hd_tensor_of(nullptr, dtype, hd_shape4(b, l, h, d));
-        if (layout == gaps) { // as a slice of a fused projection
-            view.stride[2] = d + 3;
-            view.stride[1] = view.stride[2] * h + 5;
-            view.stride[0] = view.stride[1] * l + 7;
-        } else if (layout == heads_first) {
-            view.stride[1] = d;
-            view.stride[2] = d * l;
-        }
-        count = 0;
-        each([&](int64_t at) { count = std::max(count, at + 1); });
-        if (dtype == HD_F32)
-            f32.assign((size_t)count, std::nanf(""));
-        else
-            bf16.assign((size_t)count, hd_bf16_from_f32(std::nanf("")));
-    }
-
-    void fill(uint64_t seed, float scale = 1.0f)
-    {
-        auto values = normal_values(hd_tensor_count(view), seed, scale);
-        size_t i = 0;
-        each([&](int64_t at) { put(at, values[i++]); });
-    }
-
-    hd_tensor tensor()
-    {
-        hd_tensor t = view;
-        t.data = view.dtype == HD_F32 ? (void *)f32.data() : (void *)bf16.data();
-        return t;
-    }
-
-    double at(int64_t b, int64_t l, int64_t h, int64_t d) const
-    {
-        return (double)get(offset(b, l, h, d));
-    }
-
-    void set(int64_t b, int64_t l, int64_t h, int64_t d, float x)
-    {
-        put(offset(b, l, h, d), x);
-    }
-
-    // The elements in order, bits and all.
-    std::vector<uint32_t> bits(int64_t row) const
-    {
-        std::vector<uint32_t> out;
-        each([&](int64_t at, int64_t b) {
-            if (b != row) return;
-            uint32_t u = 0;
-            if (view.dtype == HD_F32)
-                memcpy(&u, &f32[(size_t)at], sizeof u);
-            else
-                u = bf16[(size_t)at];
-            out.push_back(u);
-        });
-        return out;
-    }
-
-    bool gaps_untouched() const
-    {
-        std::vector<bool> used((size_t)count);
-        each([&](int64_t at) { used[(size_t)at] = true; });
-        for (int64_t i = 0; i < count; i++)
-            if (!used[(size_t)i] && !std::isnan(get(i))) return false;
-        return true;
-    }
-
-    void copy_row(int64_t to, const Tokens &from, int64_t row)
-    {
-        for (int64_t l = 0; l < view.dim[1]; l++)
-            for (int64_t h = 0; h < view.dim[2]; h++)
-                for (int64_t d = 0; d < view.dim[3]; d++)
-                    set(to, l, h, d, (float)from.at(row, l, h, d));
-    }
-
-    hd_tensor view{};
-
-  private:
-    int64_t offset(int64_t b, int64_t l, int64_t h, int64_t d) const
-    {
-        return b * view.stride[0] + l * view.stride[1] + h * view.stride[2] + d;
-    }
-    void each(const std::function<void(int64_t, int64_t)> &visit) const
-    {
-        for (int64_t b = 0; b < view.dim[0]; b++)
-            for (int64_t l = 0; l < view.dim[1]; l++)
-                for (int64_t h = 0; h < view.dim[2]; h++)
-                    for (int64_t d = 0; d < view.dim[3]; d++)
-                        visit(offset(b, l, h, d), b);
-    }
-    void each(const std::function<void(int64_t)> &visit) const
-    {
-        each([&](int64_t at, int64_t) { visit(at); });
-    }
-    float get(int64_t at) const
-    {
-        return view.dtype == HD_F32 ? f32[(size_t)at] : hd_bf16_to_f32(bf16[(size_t)at]);
-    }
-    void put(int64_t at, float x)
-    {
-        if (view.dtype == HD_F32)
-            f32[(size_t)at] = x;
-        else
-            bf16[(size_t)at] = hd_bf16_from_f32(x);
-    }
-
-    int64_t count = 0;
-    std::vector<float> f32;
-    std::vector<hd_bf16> bf16;
-};
-
-struct Sizes {
-    int64_t b = 1, lq = 1, lk = 1, h = 1, hk = 1, d = 1, dv = 1;
-    hd_dtype dtype = HD_F32;
-};
-
-// An attention call with everything it may have, all of it owned here.
-struct Call {
-    Sizes n;
-    Tokens q, k, v, out;
-    std::vector<int64_t> key_len;
-    std::vector<float> row_scale, bias, lse;
-    std::vector<uint8_t> mask;
-    hd_shape bias_shape{}, mask_shape{};
-    bool causal = false;
-    float scale = 1.0f;
-    hd_plan plan{};
-    std::vector<int64_t> row_start;
-    std::vector<hd_visit> visit;
-    const hd_plan *plans[8] = {};
-    int64_t visited = -1;
-
-    explicit Call(Sizes sizes, uint64_t seed = 1, Tokens::Layout layout = Tokens::packed,
-                  float spread = 1.0f)
-        : n(sizes), q(n.dtype, n.b, n.lq, n.h, n.d, layout),
-          k(n.dtype, n.b, n.lk, n.hk, n.d, layout), v(n.dtype, n.b, n.lk, n.hk, n.dv, layout),
-          out(n.dtype, n.b, n.lq, n.h, n.dv, layout),
-          lse((size_t)(n.b * n.h * n.lq), std::nanf("")), scale(1.0f / std::sqrt((float)n.d))
-    {
-        q.fill(3 * seed, spread);
-        k.fill(3 * seed + 1, spread);
-        v.fill(3 * seed + 2);
-    }
-
-    void add_bias(hd_shape shape, uint64_t seed)
-    {
-        bias_shape = shape;
-        bias = normal_values(hd_shape_count(shape), seed);
-    }
-    void add_mask(hd_shape shape, std::mt19937_64 &rng, double keep)
-    {
-        mask_shape = shape;
-        mask.resize((size_t)hd_shape_count(shape));
-        for (uint8_t &m : mask)
-            m = std::uniform_real_distribution<>()(rng) < keep;
-    }
-    void add_plan(int64_t heads, int64_t query_tile, int64_t key_tile, std::mt19937_64 &rng,
-                  double keep)
-    {
-        plan.query_tile = query_tile, plan.key_tile = key_tile, plan.heads = heads;
-        plan.query_tiles = (n.lq + query_tile - 1) / query_tile;
-        plan.query_ranks = n.lq, plan.key_ranks = n.lk;
-        const int64_t key_tiles = (n.lk + key_tile - 1) / key_tile;
-        row_start = {0};
-        for (int64_t r = 0; r < heads * plan.query_tiles; r++) {
-            for (int64_t t = 0; t < key_tiles; t++)
-                if (std::uniform_real_distribution<>()(rng) < keep)
-                    visit.push_back({(int32_t)t, HD_VISIT_FULL});
-            row_start.push_back((int64_t)visit.size());
-        }
-        visit.push_back({-1, 0}); // so that data() of an empty list is an address
-    }
-
-    hd_sdpa args(bool with_lse = true)
-    {
-        hd_sdpa a{};
-        a.q = q.tensor(), a.k = k.tensor(), a.v = v.tensor(), a.out = out.tensor();
-        a.key_len = key_len.empty() ? nullptr : key_len.data();
-        a.scale = scale;
-        a.row_scale = row_scale.empty() ? nullptr : row_scale.data();
-        a.bias = bias.empty() ? hd_tensor_none() : hd_tensor_of(bias.data(), HD_F32, bias_shape);
-        a.mask = mask.empty() ? hd_tensor_none() : hd_tensor_of(mask.data(), HD_BOOL, mask_shape);
-        a.causal = causal;
-        a.lse = with_lse ? hd_tensor_of(lse.data(), HD_F32, hd_shape3(n.b, n.h, n.lq))
-                         : hd_tensor_none();
-        if (plan.key_tile) {
-            plan.row_start = row_start.empty() ? nullptr : row_start.data();
-            plan.visit = visit.data();
-            for (const hd_plan *&p : plans)
-                p = &plan;
-            a.plan = plans;
-        }
-        a.visited = &visited;
-        return a;
-    }
-
-    static int64_t broadcast(const hd_shape &s, int64_t b, int64_t h, int64_t i, int64_t j)
-    {
-        auto part = [&](int axis, int64_t x) { return s.dim[axis] == 1 ? 0 : x; };
-        return ((part(0, b) * s.dim[1] + part(1, h)) * s.dim[2] + part(2, i)) * s.dim[3] + j;
-    }
-
-    bool sees(int64_t b, int64_t h, int64_t i, int64_t j) const
-    {
-        if (!key_len.empty() && j >= key_len[(size_t)b]) return false;
-        if (causal && j > i) return false;
-        if (!mask.empty() && !mask[(size_t)broadcast(mask_shape, b, h, i, j)]) return false;
-        if (row_start.empty()) return true;
-        auto row = (size_t)((plan.heads == 1 ? 0 : h) * plan.query_tiles + i / plan.query_tile);
-        auto first = visit.begin() + row_start[row], last = visit.begin() + row_start[row + 1];
-        return std::any_of(
-            first, last, [&](const hd_visit &e) { return e.key == (int32_t)(j / plan.key_tile); });
-    }
-
-    double score(int64_t b, int64_t h, int64_t i, int64_t j) const
-    {
-        double dot = 0.0;
-        for (int64_t d = 0; d < n.d; d++)
-            dot += q.at(b, i, h, d) * k.at(b, j, h / (n.h / n.hk), d);
-        double s = dot * (double)scale;
-        if (!row_scale.empty()) s *= (double)row_scale[(size_t)(b * n.lq + i)];
-        if (!bias.empty()) s += (double)bias[(size_t)broadcast(bias_shape, b, h, i, j)];
-        return s;
-    }
-
-    // Relative error (max-abs over max-abs) of out, and the largest absolute one of lse, by two
-    // passes in f64.
-    void errors(double &out_error, double &lse_error) const
-    {
-        double worst = 0.0, largest = 1e-30;
-        lse_error = 0.0;
-        std::vector<double> s((size_t)n.lk), value((size_t)n.dv);
-        for (int64_t b = 0; b < n.b; b++)
-            for (int64_t h = 0; h < n.h; h++)
-                for (int64_t i = 0; i < n.lq; i++) {
-                    double max = -(double)infinity, sum = 0.0;
-                    for (int64_t j = 0; j < n.lk; j++) {
-                        s[(size_t)j] = sees(b, h, i, j) ? score(b, h, i, j) : -(double)infinity;
-                        max = std::max(max, s[(size_t)j]);
-                    }
-                    std::fill(value.begin(), value.end(), 0.0);
-                    for (int64_t j = 0; j < n.lk && max > -(double)infinity; j++) {
-                        double p = std::exp(s[(size_t)j] - max);
-                        sum += p;
-                        for (int64_t d = 0; p > 0 && d < n.dv; d++)
-                            value[(size_t)d] += p * v.at(b, j, h / (n.h / n.hk), d);
-                    }
-                    for (int64_t d = 0; d < n.dv; d++) {
-                        double want = sum > 0 ? value[(size_t)d] / sum : 0.0;
-                        double difference = std::fabs(out.at(b, i, h, d) - want);
-                        worst =
-                            std::isnan(difference) ? (double)infinity : std::max(worst, difference);
-                        largest = std::max(largest, std::fabs(want));
-                    }
-                    double got = (double)lse[(size_t)((b * n.h + h) * n.lq + i)];
-                    if (sum > 0) {
-                        double difference = std::fabs(got - (max + std::log(sum)));
-                        lse_error = std::isnan(difference) ? (double)infinity
-                                                           : std::max(lse_error, difference);
-                    } else if (got != -(double)infinity) {
-                        lse_error = (double)infinity;
-                    }
-                }
-        out_error = worst / largest;
-    }
-};
-
-double tolerance(hd_dtype dtype)
-{
-    return dtype == HD_F32 ? 2e-5 : 2e-2;
-}
-
-void check_against_f64(Call &c, double lse_tolerance = 0.0)
-{
-    double out_error, lse_error;
-    c.errors(out_error, lse_error);
-    CHECK(out_error <= tolerance(c.n.dtype));
-    CHECK(lse_error <= (lse_tolerance > 0 ? lse_tolerance : c.n.dtype == HD_F32 ? 1e-5 : 1e-3));
-    CHECK(c.out.gaps_untouched());
-}
 
 int64_t pick(std::mt19937_64 &rng, std::initializer_list<int64_t> values)
 {
@@ -454,8 +155,8 @@ TEST_CASE("sdpa: counts the key tiles it visits", "[ops][sdpa]")
     for (unsigned isa : every_isa()) {
         Run run(isa, 2);
         Call c({2, 100, 300, 3, 3, 16, 16});
-        c.plan.query_tile = 32, c.plan.key_tile = 64; // dense: 4 query tiles, 5 key tiles
-        c.plan.heads = 1, c.plan.query_tiles = 4, c.plan.query_ranks = 100, c.plan.key_ranks = 300;
+        std::mt19937_64 rng(3);
+        c.add_plan(1, 32, 64, rng, 1.0).row_start.clear(); // dense: 4 query tiles, 5 key tiles
         hd_sdpa a = c.args();
         REQUIRE_OK(hd_sdpa_run(&run, &a));
         CHECK(c.visited == 2 * 3 * 4 * 5);
@@ -470,11 +171,10 @@ TEST_CASE("sdpa: counts the key tiles it visits", "[ops][sdpa]")
         CHECK(c.visited == 2 * 3 * (1 + 1 + 2 + 2));
 
         Call sparse({1, 100, 300, 3, 3, 16, 16});
-        std::mt19937_64 rng(3);
         sparse.add_plan(3, 32, 64, rng, 0.4);
         a = sparse.args();
         REQUIRE_OK(hd_sdpa_run(&run, &a));
-        CHECK(sparse.visited == sparse.row_start.back());
+        CHECK(sparse.visited == sparse.owned[0].row_start.back());
         check_against_f64(sparse);
     }
 }
@@ -488,10 +188,10 @@ TEST_CASE("sdpa: visiting a subset of tiles equals the masked dense call", "[ops
         std::mt19937_64 rng(11);
         sparse.add_plan(2, 32, 32, rng, 0.4);
         dense.mask_shape = hd_shape4(1, 2, 128, 256);
-        for (int64_t h = 0; h < 2; h++)
-            for (int64_t i = 0; i < 128; i++)
-                for (int64_t j = 0; j < 256; j++)
-                    dense.mask.push_back(sparse.sees(0, h, i, j));
+        for (int64_t h = 0; h < 2; h++) {
+            PlanMeaning m = plan_meaning(*sparse.plan_of(0), h, 128, 256);
+            dense.mask.insert(dense.mask.end(), m.sees.begin(), m.sees.end());
+        }
         hd_sdpa s = sparse.args(), d = dense.args();
         REQUIRE_OK(hd_sdpa_run(&run, &s));
         REQUIRE_OK(hd_sdpa_run(&run, &d));
@@ -690,7 +390,8 @@ TEST_CASE("sdpa: bias, mask, lse and plan that do not fit are refused", "[ops][s
     const hd_visit beyond[] = {{0, HD_VISIT_FULL}, {2, HD_VISIT_FULL}};
     hd_plan plan = {};
     plan.query_tile = 16, plan.key_tile = 10, plan.heads = 1, plan.query_tiles = 1;
-    plan.query_ranks = 10, plan.key_ranks = 20, plan.row_start = starts, plan.visit = twice;
+    plan.query_ranks = 10, plan.key_ranks = 20, plan.key_tiles = 2, plan.orders = 1,
+    plan.row_start = starts, plan.visit = twice;
     const hd_plan *const plans[] = {&plan, &plan};
     a = c.args();
     a.plan = plans;
@@ -698,7 +399,7 @@ TEST_CASE("sdpa: bias, mask, lse and plan that do not fit are refused", "[ops][s
     plan.visit = beyond;
     CHECK_FAILS(hd_sdpa_run(&run, &a), HD_ERR_ARGUMENT, "must ascend and stay below 2");
     plan.query_tiles = 2;
-    CHECK_FAILS(hd_sdpa_run(&run, &a), HD_ERR_SHAPE, "1 heads of 2 query tiles, expected 4");
+    CHECK_FAILS(hd_sdpa_run(&run, &a), HD_ERR_SHAPE, "2 query tiles of 16 for 10 ranks");
     plan.key_tile = 0;
     CHECK_FAILS(hd_sdpa_run(&run, &a), HD_ERR_ARGUMENT, "tiles are 16 x 0, must be positive");
 }
