@@ -6,6 +6,7 @@
 
 HD_BEGIN_DECLS
 
+extern const hd_processor_class hd_gna;  // sparse/gna.c
 extern const hd_processor_class hd_paro; // sparse/paro.c
 
 extern const hd_processor_list hd_all_accelerators;

@@ -252,7 +252,7 @@ static double query_cost(int64_t queries)
     return (double)(vectors / 4) * 64.0 + of_rest[vectors % 4];
 }
 
-static double cost_of(const axis_sums *s[3], int64_t queries, bool dynamic)
+static double cost_of(const axis_sums *const s[3], int64_t queries, bool dynamic)
 {
     const double keys = s[0]->keys * s[1]->keys * s[2]->keys;
     const double full = s[0]->full_keys * s[1]->full_keys * s[2]->full_keys;
@@ -275,6 +275,28 @@ static double heads_of(const hd_gna_problem *p, int64_t r)
     for (int64_t h = 0; h < p->heads; h++)
         count += p->rule_of[h] == r;
     return count;
+}
+
+hd_status hd_gna_cost(double *out, const hd_gna_problem *problem, const hd_gna_tiles *tiles)
+{
+    axis_room room;
+    int64_t groups[3];
+    double cost = 0;
+    HD_TRY(make_room(&room, &problem->grid));
+    order_groups(groups, problem);
+    for (int64_t r = 0; r < problem->rules; r++) {
+        axis_sums sums[3];
+        for (int i = 0; i < 3; i++) {
+            const axis_plan a = axis_of(&problem->rule[r][i], problem->grid.size[i], groups[i],
+                                        tiles, i, room.start, room.end);
+            sums[i] = sum_axis(&a, room.visits);
+        }
+        const axis_sums *const s[3] = {&sums[0], &sums[1], &sums[2]};
+        cost += heads_of(problem, r) * cost_of(s, product(tiles->query), tiles->dynamic);
+    }
+    free_room(&room);
+    *out = cost;
+    return HD_OK;
 }
 
 /* --- choosing tiles */
@@ -407,5 +429,265 @@ hd_status hd_gna_choose(hd_gna_tiles *out, int64_t *count, int64_t limit,
     free(c.cost);
     free_room(&c.room);
     *count = c.count;
+    return status;
+}
+
+/* --- the plan */
+
+// What the pieces of one axis visit under one rule: piece p (group by group) has
+// item[first[p] .. first[p + 1]).
+typedef struct axis_list {
+    int64_t *first;
+    piece_visit *item;
+} axis_list;
+
+typedef struct building {
+    hd_plan_builder *b;
+    hd_plan_builder scratch;
+    const hd_gna_problem *problem;
+    const hd_gna_tiles *tiles;
+    int64_t groups[3];
+    hd_cut query[3], key[3];
+    int64_t *piece_base[3]; // [groups]: pieces of queries in the groups before
+    int64_t *key_pieces[3]; // [groups]: pieces of keys
+    int64_t *tile_base;     // [all groups]: key tiles in the groups before
+    axis_list *list;        // [rules][3]
+    hd_plan_axis *window;   // [rules][3]
+} building;
+
+// Goes through the query pieces of an axis; counts their visits, and writes them if there is room.
+static int64_t walk_axis(const building *g, const axis_plan *a, int i, axis_list *list)
+{
+    piece_visits v = {0, list->item};
+    int64_t piece = 0;
+    for (int64_t group = 0; group < a->groups; group++) {
+        const int64_t length = hd_cut_group_length(g->query[i], a->length, group);
+        for (int64_t q = 0; q < hd_cut_pieces(g->query[i], length); q++) {
+            const reach r = reach_of(a, group, hd_cut_piece(g->query[i], length, q));
+            list->first[piece++] = v.count;
+            visit_pieces(&v, a, &r);
+        }
+    }
+    list->first[piece] = v.count;
+    return v.count;
+}
+
+static hd_status list_axis(building *g, int64_t rule, int i)
+{
+    const int64_t length = g->problem->grid.size[i];
+    int32_t *start = hd_plan_take(g->b, length, sizeof *start);
+    int32_t *end = hd_plan_take(g->b, length, sizeof *end);
+    int64_t pieces = 0;
+    for (int64_t group = 0; group < g->groups[i]; group++)
+        pieces += hd_cut_pieces(g->query[i], hd_cut_group_length(g->query[i], length, group));
+    axis_list *list = &g->list[rule * 3 + i];
+    list->first = hd_plan_take(&g->scratch, pieces + 1, sizeof *list->first);
+    if (!start || !end || !list->first) return HD_ERR_NOMEM;
+    const hd_gna_axis *axis = &g->problem->rule[rule][i];
+    const axis_plan a = axis_of(axis, length, g->groups[i], g->tiles, i, start, end);
+    g->window[rule * 3 + i] = (hd_plan_axis){axis->dilation, start, end};
+    list->item = hd_plan_take(&g->scratch, walk_axis(g, &a, i, list), sizeof *list->item);
+    if (!list->item) return HD_ERR_NOMEM;
+    walk_axis(g, &a, i, list);
+    return HD_OK;
+}
+
+static hd_status count_pieces(building *g)
+{
+    const hd_grid *grid = &g->problem->grid;
+    for (int i = 0; i < 3; i++) {
+        g->piece_base[i] = hd_plan_take(&g->scratch, g->groups[i], sizeof(int64_t));
+        g->key_pieces[i] = hd_plan_take(&g->scratch, g->groups[i], sizeof(int64_t));
+        if (!g->piece_base[i] || !g->key_pieces[i]) return HD_ERR_NOMEM;
+        int64_t pieces = 0;
+        for (int64_t group = 0; group < g->groups[i]; group++) {
+            const int64_t length = hd_cut_group_length(g->query[i], grid->size[i], group);
+            g->piece_base[i][group] = pieces;
+            pieces += hd_cut_pieces(g->query[i], length);
+            g->key_pieces[i][group] = hd_cut_pieces(g->key[i], length);
+        }
+    }
+    const int64_t all = product(g->groups);
+    g->tile_base = hd_plan_take(&g->scratch, all, sizeof(int64_t));
+    if (!g->tile_base) return HD_ERR_NOMEM;
+    int64_t tiles = 0;
+    for (int64_t n = 0; n < all; n++) {
+        g->tile_base[n] = tiles;
+        tiles += g->key_pieces[0][n / (g->groups[1] * g->groups[2])] *
+                 g->key_pieces[1][n / g->groups[2] % g->groups[1]] *
+                 g->key_pieces[2][n % g->groups[2]];
+    }
+    return HD_OK;
+}
+
+// The plan's key of a product of visited pieces: a tile's number, or the token at a box's origin.
+static int64_t key_of(const building *g, const piece_visit *const v[3])
+{
+    if (g->tiles->dynamic) {
+        const int64_t *size = g->problem->grid.size;
+        return g->problem->grid.token + (v[0]->index * size[1] + v[1]->index) * size[2] +
+               v[2]->index;
+    }
+    const int64_t group = (v[0]->group * g->groups[1] + v[1]->group) * g->groups[2] + v[2]->group;
+    return g->tile_base[group] +
+           (v[0]->index * g->key_pieces[1][v[1]->group] + v[1]->index) *
+               g->key_pieces[2][v[2]->group] +
+           v[2]->index;
+}
+
+static int compare_visits(const void *a, const void *b)
+{
+    const hd_visit *x = a, *y = b;
+    return (x->key > y->key) - (x->key < y->key);
+}
+
+static hd_status add_row(building *g, int64_t rule, const int64_t piece[3])
+{
+    hd_plan_builder *b = g->b;
+    const axis_list *list = &g->list[rule * 3];
+    const int64_t row = b->visits;
+    bool sorted = true;
+    int64_t last = -1;
+    for (int64_t x = list[0].first[piece[0]]; x < list[0].first[piece[0] + 1]; x++)
+        for (int64_t y = list[1].first[piece[1]]; y < list[1].first[piece[1] + 1]; y++)
+            for (int64_t z = list[2].first[piece[2]]; z < list[2].first[piece[2] + 1]; z++) {
+                const piece_visit *const v[3] = {&list[0].item[x], &list[1].item[y],
+                                                 &list[2].item[z]};
+                const bool full = v[0]->full && v[1]->full && v[2]->full;
+                const int64_t key = key_of(g, v);
+                HD_TRY(hd_plan_add(b, key, full ? HD_VISIT_FULL : HD_VISIT_PARTIAL));
+                sorted = sorted && key > last;
+                last = key;
+            }
+    if (!sorted) // several groups are visited
+        qsort(b->visit + row, (size_t)(b->visits - row), sizeof *b->visit, compare_visits);
+    hd_plan_close_row(b);
+    return HD_OK;
+}
+
+static hd_status add_group(building *g, int64_t rule, const int64_t group[3])
+{
+    int64_t pieces[3];
+    for (int i = 0; i < 3; i++)
+        pieces[i] = hd_cut_pieces(
+            g->query[i], hd_cut_group_length(g->query[i], g->problem->grid.size[i], group[i]));
+    for (int64_t n = 0; n < product(pieces); n++) {
+        const int64_t piece[3] = {
+            g->piece_base[0][group[0]] + n / (pieces[1] * pieces[2]),
+            g->piece_base[1][group[1]] + n / pieces[2] % pieces[1],
+            g->piece_base[2][group[2]] + n % pieces[2],
+        };
+        HD_TRY(add_row(g, rule, piece));
+    }
+    return HD_OK;
+}
+
+static hd_status add_head(building *g, int64_t rule)
+{
+    int64_t group[3];
+    for (group[0] = 0; group[0] < g->groups[0]; group[0]++)
+        for (group[1] = 0; group[1] < g->groups[1]; group[1]++)
+            for (group[2] = 0; group[2] < g->groups[2]; group[2]++)
+                HD_TRY(add_group(g, rule, group));
+    return HD_OK;
+}
+
+static bool is_identity(const int32_t *order, int64_t count)
+{
+    for (int64_t r = 0; r < count; r++)
+        if (order[r] != r) return false;
+    return true;
+}
+
+// Order and bounds of one side. An order that is the tokens' own is left out.
+static hd_status take_order(building *g, const hd_cut cut[3], int64_t tokens, const int32_t **order,
+                            const int32_t **bound, int64_t *tiles, int64_t *longest)
+{
+    const hd_grid *grid = &g->problem->grid;
+    *tiles = hd_order_boxes(grid, cut);
+    *longest = hd_order_longest_box(grid, cut);
+    int32_t *o = hd_plan_take(g->b, tokens, sizeof *o);
+    int32_t *first = hd_plan_take(g->b, *tiles + 1, sizeof *first);
+    if (!o || !first) return HD_ERR_NOMEM;
+    hd_order_windows(o, first, grid, cut);
+    hd_order_tail(o, grid, tokens);
+    *order = is_identity(o, tokens) ? NULL : o;
+    *bound = first;
+    return HD_OK;
+}
+
+static hd_status take_orders(building *g)
+{
+    hd_plan *p = &g->b->plan;
+    const hd_gna_problem *problem = g->problem;
+    p->orders = 1;
+    p->query_ranks = p->key_ranks = hd_grid_tokens(&problem->grid);
+    HD_TRY(take_order(g, g->query, problem->queries, &p->query_order, &p->query_bound,
+                      &p->query_tiles, &p->query_tile));
+    if (!g->tiles->dynamic)
+        return take_order(g, g->key, problem->keys, &p->key_order, &p->key_bound, &p->key_tiles,
+                          &p->key_tile);
+    // free boxes are of tokens: the keys only have to have the tail behind them
+    p->key_tile = product(g->tiles->key);
+    p->key_tiles = (p->key_ranks + p->key_tile - 1) / p->key_tile;
+    memcpy(p->box_extent, g->tiles->key, sizeof p->box_extent);
+    if (problem->grid.token == 0) return HD_OK;
+    int32_t *order = hd_plan_take(g->b, problem->keys, sizeof *order);
+    if (!order) return HD_ERR_NOMEM;
+    hd_order_axes(order, &problem->grid, 0);
+    hd_order_tail(order, &problem->grid, problem->keys);
+    p->key_order = order;
+    return HD_OK;
+}
+
+// The window rule of all heads, or of each.
+static hd_status take_windows(building *g)
+{
+    const hd_gna_problem *problem = g->problem;
+    hd_plan *p = &g->b->plan;
+    p->window = g->window;
+    if (problem->rules == 1) return HD_OK;
+    hd_plan_axis *window = hd_plan_take(g->b, p->heads * 3, sizeof *window);
+    if (!window) return HD_ERR_NOMEM;
+    for (int64_t h = 0; h < p->heads; h++)
+        memcpy(window + h * 3, g->window + problem->rule_of[h] * 3, 3 * sizeof *window);
+    p->window = window;
+    p->windows = p->heads;
+    return HD_OK;
+}
+
+static hd_status build(building *g)
+{
+    hd_plan *p = &g->b->plan;
+    const hd_gna_problem *problem = g->problem;
+    HD_TRY(take_orders(g));
+    HD_TRY(count_pieces(g));
+    g->list = hd_plan_take(&g->scratch, problem->rules * 3, sizeof *g->list);
+    g->window = hd_plan_take(g->b, problem->rules * 3, sizeof *g->window);
+    if (!g->list || !g->window) return HD_ERR_NOMEM;
+    for (int64_t r = 0; r < problem->rules; r++)
+        for (int i = 0; i < 3; i++)
+            HD_TRY(list_axis(g, r, i));
+    memcpy(p->grid, problem->grid.size, sizeof p->grid);
+    p->grid_token = problem->grid.token;
+    p->heads = problem->rules == 1 ? 1 : problem->heads;
+    HD_TRY(take_windows(g));
+    HD_TRY(hd_plan_begin(g->b, p->heads * p->query_tiles * 8, 0, 0));
+    for (int64_t h = 0; h < p->heads; h++)
+        HD_TRY(add_head(g, problem->rules == 1 ? 0 : problem->rule_of[h]));
+    return hd_plan_end(g->b);
+}
+
+hd_status hd_gna_build(hd_plan_builder *b, const hd_gna_problem *problem, const hd_gna_tiles *tiles)
+{
+    building g = {.b = b, .problem = problem, .tiles = tiles};
+    order_groups(g.groups, problem);
+    for (int i = 0; i < 3; i++) {
+        g.query[i] = (hd_cut){tiles->query[i], 0, g.groups[i]};
+        g.key[i] = (hd_cut){tiles->key[i], 0, g.groups[i]};
+    }
+    hd_plan_builder_init(&g.scratch, NULL, 0);
+    const hd_status status = build(&g);
+    hd_plan_builder_free(&g.scratch);
     return status;
 }

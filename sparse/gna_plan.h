@@ -55,6 +55,9 @@ typedef enum hd_gna_kv { HD_GNA_KV_AUTO, HD_GNA_KV_STATIC, HD_GNA_KV_DYNAMIC } h
  */
 HD_CHECKED hd_status hd_gna_choose(hd_gna_tiles *out, int64_t *count, int64_t limit,
                                    const hd_gna_problem *problem, hd_gna_kv kv);
+/* The predicted cost of given boxes, in the unit of that choice. */
+HD_CHECKED hd_status hd_gna_cost(double *out, const hd_gna_problem *problem,
+                                 const hd_gna_tiles *tiles);
 /* Is any axis dilated? Key boxes with free origins cannot follow its groups. */
 bool hd_gna_dilated(const hd_gna_problem *problem);
 
