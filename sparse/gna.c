@@ -374,8 +374,12 @@ static hd_status resolve_tiles(hd_gna_site *s, const hd_gna_options *o, hd_plan_
             HD_ERR_UNSUPPORTED,
             "kv_tiling is \"dynamic\" but an axis is dilated: key boxes with free origins "
             "have no dilation; use \"static\" or leave it out");
-    // a proxy stands for a tile of a fixed cut
-    if (kv == HD_GNA_KV_AUTO && rest == HD_REST_PROXY) kv = HD_GNA_KV_STATIC;
+    if (kv == HD_GNA_KV_DYNAMIC && rest == HD_REST_PROXY)
+        return hd_fail(
+            HD_ERR_UNSUPPORTED,
+            "kv_tiling is \"dynamic\" but \"rest\" is \"proxy\": a proxy stands for a tile "
+            "of a fixed cut; use \"static\" or leave it out");
+    if (rest == HD_REST_PROXY) kv = HD_GNA_KV_STATIC;
     int64_t count = 1;
     if (o->tile_q)
         HD_TRY(given_tiles(s, o, kv));
@@ -430,7 +434,7 @@ static void gna_release(void *made)
 static hd_status gna_prepare(hd_prepare_ctx *ctx)
 {
     hd_gna_site site;
-    HD_TRY(hd_gna_resolve_site(&site, ctx->params, ctx->call, HD_REST_DROP));
+    HD_TRY(hd_gna_resolve_site(&site, ctx->params, ctx->call, ctx->rest));
     hd_status status = HD_OK;
     if (!site.dense) {
         hd_plan_builder *b = calloc(1, sizeof *b);

@@ -51,7 +51,8 @@ int64_t hd_gna_axes(const hd_grid *grid)
 hd_status hd_gna_spread(int64_t out[3], const hd_gna_list *list, const char *name,
                         const hd_grid *grid, int64_t other)
 {
-    const int64_t axes = hd_gna_axes(grid), count = list->single ? axes : list->count;
+    const int64_t axes = hd_gna_axes(grid);
+    const int64_t count = list->single || list->count == 0 ? axes : list->count;
     if (count < axes)
         return hd_fail(
             HD_ERR_SHAPE,

@@ -3,9 +3,10 @@
 #include <algorithm>
 #include <random>
 
-#include "sparse/gna.h"
 #include "support/alloc_fail.h"
 #include "support/catch.h"
+#include "support/fixture.h"
+#include "support/gna.h"
 #include "support/plan.h"
 
 namespace
@@ -16,25 +17,6 @@ using Set = std::vector<int64_t>;
 hd_gna_axis axis_of(int64_t window, int64_t stride = 1, int64_t dilation = 1, bool causal = false)
 {
     return {window, stride, dilation, causal};
-}
-
-// The definition: the leader's window inside the dilation group, as the paper's words say it.
-bool sees(const hd_gna_axis &a, int64_t length, int64_t x, int64_t y)
-{
-    if (x % a.dilation != y % a.dilation) return false;
-    const int64_t i = x / a.dilation, j = y / a.dilation;
-    int64_t group_length = 0;
-    for (int64_t t = x % a.dilation; t < length; t += a.dilation)
-        group_length++;
-    int64_t leader = i - i % a.stride + (a.causal ? a.stride - 1 : a.stride / 2);
-    if (leader > group_length - 1) leader = group_length - 1;
-    if (a.causal) return j <= i && j > leader - a.window;
-    int64_t left = a.window / 2, right = a.window - 1 - left, shift = 0;
-    if (leader - left < 0)
-        shift = left - leader;
-    else if (leader + right > group_length - 1)
-        shift = group_length - 1 - (leader + right);
-    return j >= leader - left + shift && j <= leader + right + shift;
 }
 
 Set neighbours(const hd_gna_axis &a, int64_t length, int64_t x)
@@ -92,9 +74,9 @@ struct Problem {
         if (a < 0 || a >= n || b < 0 || b >= n) return true;
         const auto &rule = rules[rules.size() == 1 ? 0 : (size_t)rule_of[(size_t)head]];
         const int64_t *s = p.grid.size;
-        return sees(rule[0], s[0], a / (s[1] * s[2]), b / (s[1] * s[2])) &&
-               sees(rule[1], s[1], a / s[2] % s[1], b / s[2] % s[1]) &&
-               sees(rule[2], s[2], a % s[2], b % s[2]);
+        return gna_sees(rule[0], s[0], a / (s[1] * s[2]), b / (s[1] * s[2])) &&
+               gna_sees(rule[1], s[1], a / s[2] % s[1], b / s[2] % s[1]) &&
+               gna_sees(rule[2], s[2], a % s[2], b % s[2]);
     }
 };
 
@@ -420,7 +402,7 @@ TEST_CASE("gna: properties of the rule", "[gna]")
                         for (int64_t x = 0; x < length; x++) {
                             Set seen;
                             for (int64_t y = 0; y < length; y++)
-                                if (sees(a, length, x, y)) seen.push_back(y);
+                                if (gna_sees(a, length, x, y)) seen.push_back(y);
                             const Set found = neighbours(a, length, x);
                             REQUIRE(found == seen);
                             REQUIRE(std::count(found.begin(), found.end(), x) == 1);
@@ -538,4 +520,33 @@ TEST_CASE("gna: each allocation failing in turn", "[gna]")
         hd_plan_builder_free(&b);
         return status;
     });
+}
+
+TEST_CASE("gna: neighbour sets are NATTEN's", "[gna]")
+{
+    Fixture fixture = fixture_open("natten/neighbours.safetensors");
+    const int64_t *number = fixture.at("case").i64(), *word = fixture.at("mask").i64();
+    const int64_t cases = fixture.at("case").shape[0];
+    REQUIRE(cases == 150);
+    for (int64_t c = 0; c < cases; c++, number += 16) {
+        CAPTURE(c);
+        hd_grid grid{};
+        std::vector<hd_gna_axis> rule;
+        for (int i = 0; i < 3; i++) {
+            const int64_t *axis = number + 1 + 5 * i;
+            grid.size[i] = axis[0];
+            rule.push_back(axis_of(axis[1], axis[2], axis[3], axis[4] != 0));
+        }
+        const Problem problem(grid, {rule});
+        hd_gna_tiles tiles;
+        int64_t count, wrong = 0;
+        REQUIRE_OK(hd_gna_choose(&tiles, &count, 1, &problem.p, HD_GNA_KV_AUTO));
+        Plan plan(problem, tiles);
+        const int64_t tokens = problem.p.queries;
+        PlanMeaning m = plan_meaning(plan.b.plan, 0, tokens, tokens);
+        for (int64_t i = 0; i < tokens * tokens; i++)
+            wrong += m.at(i / tokens, i % tokens) != ((word[i / 64] >> (i % 64) & 1) != 0);
+        CHECK(wrong == 0);
+        word += (tokens * tokens + 63) / 64;
+    }
 }
