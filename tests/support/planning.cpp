@@ -1,0 +1,231 @@
+#include "support/planning.h"
+
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
+
+#include "support/catch.h"
+
+PlanInput::PlanInput(const Shape &s)
+    : rows(s.rows), heads(s.heads), dim(s.dim),
+      tokens(s.text_before + s.frames * s.height * s.width + s.text_behind),
+      text_before(s.text_before), text_behind(s.text_behind), dtype(s.dtype),
+      q(Values::normal(s.dtype, hd_shape4(s.rows, tokens, s.heads, s.dim), s.seed)),
+      k(Values::normal(s.dtype,
+                       hd_shape4(s.rows, tokens, s.key_heads ? s.key_heads : s.heads, s.dim),
+                       s.seed + 1000)),
+      v(Values::normal(s.dtype,
+                       hd_shape4(s.rows, tokens, s.key_heads ? s.key_heads : s.heads, s.dim),
+                       s.seed + 2000)),
+      names((size_t)s.rows)
+{
+    hd_token_layout layout = {};
+    const int64_t grid = s.frames * s.height * s.width;
+    if (s.text_before)
+        layout.segment[layout.segments++] = {HD_TOKENS_TEXT, 0, s.text_before, 0, 0, 0};
+    layout.segment[layout.segments++] = {HD_TOKENS_GRID, s.text_before, grid,
+                                         s.frames,       s.height,      s.width};
+    if (s.text_behind)
+        layout.segment[layout.segments++] = {
+            HD_TOKENS_TEXT, s.text_before + grid, s.text_behind, 0, 0, 0};
+    for (size_t b = 0; b < names.size(); b++) {
+        strcpy(names[b].branch, "main");
+        strcpy(names[b].role, b % 2 ? "cond" : "uncond");
+        names[b].picture = (int64_t)b / 2;
+    }
+    forward.rows = {rows, names.data()};
+    forward.step = {0, 10, 999.0, 1.0, HD_PHASE_SAMPLING};
+    call.forward = &forward;
+    call.site = {HD_NETWORK_DIT, HD_SITE_SELF, "block.0", 1, heads, tokens};
+    call.x = call.out = hd_tensor_none();
+    call.q = q.t, call.k = k.t, call.v = v.t;
+    call.q_layout = call.k_layout = layout;
+    call.scale = (float)(1.0 / std::sqrt((double)dim));
+}
+
+void PlanInput::put(Values &x, int64_t row, int64_t head, const std::vector<double> &numbers)
+{
+    const int64_t dim = x.t.dim[3];
+    for (size_t i = 0; i < numbers.size(); i++) {
+        int64_t token = (int64_t)i / dim, d = (int64_t)i % dim;
+        x.set(((row * x.t.dim[1] + token) * x.t.dim[2] + head) * dim + d, (float)numbers[i]);
+    }
+}
+
+static double number_at(const Values &x, int64_t row, int64_t token, int64_t head, int64_t heads,
+                        int64_t d)
+{
+    int64_t own = head / (heads / x.t.dim[2]);
+    return x.at(((row * x.t.dim[1] + token) * x.t.dim[2] + own) * x.t.dim[3] + d);
+}
+
+double PlanInput::q_at(int64_t row, int64_t token, int64_t head, int64_t d) const
+{
+    return number_at(q, row, token, head, heads, d);
+}
+
+double PlanInput::k_at(int64_t row, int64_t token, int64_t head, int64_t d) const
+{
+    return number_at(k, row, token, head, heads, d);
+}
+
+double PlanInput::v_at(int64_t row, int64_t token, int64_t head, int64_t d) const
+{
+    return number_at(v, row, token, head, heads, d);
+}
+
+void Planning::Free::operator()(void *p) const
+{
+    std::free(p);
+}
+
+static void *zeroed(size_t bytes)
+{
+    bytes = (bytes + 127) & ~(size_t)63;
+    void *p = aligned_alloc(64, bytes);
+    if (!p) throw std::runtime_error("no memory");
+    return memset(p, 0, bytes);
+}
+
+Planning::Planning(const hd_processor_class &kind, const std::string &json, PlanInput &input)
+    : active((size_t)input.rows, 1), kind_(kind), input_(input),
+      params_(zeroed(kind.params_size + 1))
+{
+    REQUIRE_OK(hd_json_parse(&doc_, "test.json", json.data(), json.size()));
+    REQUIRE_OK(hd_params_default(kind.params, params_.get()));
+    status = hd_params_read(kind.params, params_.get(), hd_json_root(doc_), nullptr);
+    if (status == HD_OK && kind.check) status = kind.check(params_.get());
+    if (status == HD_OK) {
+        prepared.params = params_.get();
+        prepared.call = &input.call;
+        status = kind.prepare(&prepared);
+    }
+    if (status != HD_OK) {
+        message = hd_message();
+        return;
+    }
+    scratch_.reset(zeroed(prepared.scratch_bytes));
+    for (int64_t b = 0; b < input.rows; b++)
+        state_.emplace_back(prepared.state_bytes ? zeroed(prepared.state_bytes) : nullptr);
+}
+
+Planning::~Planning()
+{
+    if (kind_.release) kind_.release(prepared.made);
+    if (kind_.clear) kind_.clear(params_.get());
+    hd_params_free(kind_.params, params_.get());
+    hd_json_free(doc_);
+}
+
+std::vector<const hd_plan *> Planning::plan(const hd_exec *ex, int64_t step)
+{
+    std::vector<const hd_plan *> plans((size_t)input_.rows);
+    std::vector<void *> state;
+    std::vector<int64_t> query_len((size_t)input_.rows, input_.tokens), key_len = query_len;
+    for (auto &s : state_)
+        state.push_back(s.get());
+    INFO(message);
+    REQUIRE(status == HD_OK);
+    input_.forward.step.index = step;
+    hd_hook_ctx ctx = {};
+    ctx.params = params_.get();
+    ctx.ex = ex;
+    ctx.call = &input_.call;
+    ctx.active = reinterpret_cast<const bool *>(active.data());
+    ctx.scratch = scratch_.get();
+    ctx.made = prepared.made;
+    ctx.state = state.data();
+    hd_tokens tokens = {input_.call.q, input_.call.k, input_.call.v, query_len.data(),
+                        key_len.data()};
+    REQUIRE_OK(kind_.plan(&ctx, &tokens, plans.data()));
+    return plans;
+}
+
+PlanMeaning Planning::meaning(const hd_exec *ex, int64_t row, int64_t head, int64_t step)
+{
+    const hd_plan *p = plan(ex, step)[(size_t)row];
+    REQUIRE(p != nullptr);
+    return plan_meaning(*p, head, input_.tokens, input_.tokens);
+}
+
+namespace
+{
+
+struct Key {
+    std::vector<double> k, v;
+    double bias;
+};
+
+// The softmax of one query over a list of keys.
+void attend(const PlanInput &in, int64_t row, int64_t head, int64_t query,
+            const std::vector<Key> &keys, double *out)
+{
+    std::vector<double> score(keys.size());
+    double most = -INFINITY, sum = 0;
+    for (size_t j = 0; j < keys.size(); j++) {
+        double dot = 0;
+        for (int64_t d = 0; d < in.dim; d++)
+            dot += in.q_at(row, query, head, d) * keys[j].k[(size_t)d];
+        score[j] = dot * (double)in.call.scale + keys[j].bias;
+        most = std::fmax(most, score[j]);
+    }
+    for (double &s : score)
+        sum += s = std::exp(s - most);
+    for (int64_t d = 0; d < in.dim; d++) {
+        out[d] = 0;
+        for (size_t j = 0; j < keys.size(); j++)
+            out[d] += score[j] / sum * keys[j].v[(size_t)d];
+    }
+}
+
+Key mean_key(const PlanInput &in, int64_t row, int64_t head, const std::vector<int64_t> &tokens)
+{
+    Key key{std::vector<double>((size_t)in.dim), std::vector<double>((size_t)in.dim),
+            std::log((double)tokens.size())};
+    for (int64_t t : tokens)
+        for (int64_t d = 0; d < in.dim; d++) {
+            key.k[(size_t)d] += in.k_at(row, t, head, d) / (double)tokens.size();
+            key.v[(size_t)d] += in.v_at(row, t, head, d) / (double)tokens.size();
+        }
+    return key;
+}
+
+} // namespace
+
+std::vector<double> attention_over(const PlanInput &in, const PlanMeaning &meaning, int64_t row,
+                                   int64_t head)
+{
+    std::vector<double> out((size_t)(in.tokens * in.dim));
+    std::vector<Key> token, proxy;
+    for (int64_t t = 0; t < in.tokens; t++)
+        token.push_back(mean_key(in, row, head, {t}));
+    for (const auto &tile : meaning.tile_tokens)
+        proxy.push_back(mean_key(in, row, head, tile));
+    for (int64_t i = 0; i < in.tokens; i++) {
+        std::vector<Key> keys;
+        for (int64_t j = 0; j < in.tokens; j++)
+            if (meaning.at(i, j)) keys.push_back(token[(size_t)j]);
+        for (int64_t t = 0; t < meaning.tiles; t++)
+            if (meaning.proxy[(size_t)(i * meaning.tiles + t)]) keys.push_back(proxy[(size_t)t]);
+        if (!keys.empty()) attend(in, row, head, i, keys, &out[(size_t)(i * in.dim)]);
+    }
+    return out;
+}
+
+std::vector<double> dense_attention(const PlanInput &in, int64_t row, int64_t head)
+{
+    PlanMeaning all{in.tokens, in.tokens, 0, {}, {}, {}, 0};
+    all.sees.assign((size_t)(in.tokens * in.tokens), 1);
+    return attention_over(in, all, row, head);
+}
+
+double relative_l1(const std::vector<double> &a, const std::vector<double> &b)
+{
+    double apart = 0, size = 0;
+    for (size_t i = 0; i < b.size(); i++) {
+        apart += std::fabs(a[i] - b[i]);
+        size += std::fabs(b[i]);
+    }
+    return apart / size;
+}
