@@ -4,6 +4,9 @@
 static const hd_processor_class *const accelerators[] = {
     &hd_gna,
     &hd_paro,
+    &hd_proxy,
+    &hd_vmoba,
+    &hd_xattention,
 };
 
 const hd_processor_list hd_all_accelerators = {HD_COUNT(accelerators), accelerators};
