@@ -307,6 +307,34 @@ const hd_safetensors_entry *hd_safetensors_at(const hd_safetensors *f, int64_t i
     return &f->entry[index];
 }
 
+static hd_status copy_metadata(const hd_json *root, const char *key, char **value)
+{
+    const hd_json *node = hd_json_get(hd_json_get(root, "__metadata__"), key);
+    const char *text;
+    if (!node) return HD_OK;
+    HD_TRY(hd_json_to_string(node, &text));
+    *value = strdup(text);
+    return *value ? HD_OK : hd_fail(HD_ERR_NOMEM, "safetensors: no memory for \"%s\"", key);
+}
+
+// The header is read anew: it was checked when the file was opened, and is seldom asked for.
+hd_status hd_safetensors_metadata(const hd_safetensors *f, const char *key, char **value)
+{
+    uint64_t length = 0;
+    *value = NULL;
+    HD_TRY(hd_file_read_at(f->fd, f->path, 0, &length, LENGTH_BYTES)); // little endian, as we are
+    if (length > HEADER_MOST) return hd_fail(HD_ERR_FORMAT, "%s: has changed", f->path);
+    char *header = malloc((size_t)length + 1);
+    if (!header) return hd_fail(HD_ERR_NOMEM, "%s: no memory for its header", f->path);
+    hd_json_doc *doc = NULL;
+    hd_status status = hd_file_read_at(f->fd, f->path, LENGTH_BYTES, header, (int64_t)length);
+    if (status == HD_OK) status = hd_json_parse(&doc, f->path, header, (size_t)length);
+    if (status == HD_OK) status = copy_metadata(hd_json_root(doc), key, value);
+    hd_json_free(doc);
+    free(header);
+    return status;
+}
+
 hd_status hd_safetensors_read(const hd_safetensors *f, const hd_safetensors_entry *entry,
                               int64_t from, void *into, int64_t bytes)
 {

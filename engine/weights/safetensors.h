@@ -32,6 +32,11 @@ const char *hd_safetensors_path(const hd_safetensors *file);
 int64_t hd_safetensors_count(const hd_safetensors *file);
 const hd_safetensors_entry *hd_safetensors_at(const hd_safetensors *file, int64_t index);
 
+/* The text that the file's metadata has under `key`; the caller frees *value. NULL: there is none.
+ */
+HD_CHECKED hd_status hd_safetensors_metadata(const hd_safetensors *file, const char *key,
+                                             char **value);
+
 /* `bytes` bytes of a tensor from byte `from` of it. Several threads may read one file. */
 HD_CHECKED hd_status hd_safetensors_read(const hd_safetensors *file,
                                          const hd_safetensors_entry *entry, int64_t from,
