@@ -1,17 +1,14 @@
-/* cli/job.c: from options and JSON to a finished run and what is said about it.
- *
- * SIGINT and SIGTERM set a flag that the run asks for; a second one ends the program at once. */
+/* cli/job.c: from options and JSON to a finished run and what is said about it. */
 #include "cli/job.h"
 
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "cli/defaults.h"
 #include "cli/progress.h"
 #include "cli/report.h"
 #include "cli/settings.h"
+#include "cli/stop.h"
 #include "engine/samplers/sampler.h"
 
 const hd_option hd_job_options[] = {
@@ -66,23 +63,6 @@ void hd_job_list_samplers(FILE *to)
     fputc('\n', to);
 }
 
-static volatile sig_atomic_t stop_asked; // a signal handler can reach nothing else
-
-static void on_stop(int signal_number)
-{
-    (void)signal_number;
-    if (stop_asked) _exit(HD_EXIT_STOPPED);
-    stop_asked = 1;
-}
-
-static void listen_for_stop(void)
-{
-    struct sigaction action = {.sa_handler = on_stop};
-    sigemptyset(&action.sa_mask);
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
-}
-
 typedef struct job {
     hd_progress_bar bar;
     bool quiet, verbose;
@@ -91,14 +71,14 @@ typedef struct job {
 static void on_progress(void *user, const hd_progress *progress)
 {
     job *j = user;
-    if (!stop_asked) hd_progress_bar_update(&j->bar, progress);
+    if (!hd_stop_asked()) hd_progress_bar_update(&j->bar, progress);
 }
 
 static bool on_cancel(void *user)
 {
     job *j = user;
-    if (stop_asked) hd_progress_bar_clear(&j->bar);
-    return stop_asked != 0;
+    if (hd_stop_asked()) hd_progress_bar_clear(&j->bar);
+    return hd_stop_asked();
 }
 
 static void on_log(void *user, hd_log_level level, const char *text)
@@ -135,7 +115,7 @@ static hd_status draw(char *json, const char *name, job *j, hd_result **out)
     hd_context *context = NULL;
     hd_callbacks callbacks = {
         .user = j, .progress = on_progress, .cancel = on_cancel, .log = on_log};
-    listen_for_stop();
+    hd_stop_listen();
     HD_TRY(hd_context_create(&context, NULL));
     hd_status status = hd_context_run(context, json, name, &callbacks, out);
     hd_progress_bar_clear(&j->bar);
