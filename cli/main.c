@@ -5,7 +5,7 @@
 #include "cli/processors.h"
 
 static const hd_command *const commands[] = {&hd_command_generate, &hd_command_run,
-                                             &hd_command_inspect};
+                                             &hd_command_inspect, &hd_command_bench};
 
 static const hd_command *find_command(const char *name)
 {

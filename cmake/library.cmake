@@ -1,5 +1,5 @@
 # libheddle: every folder but cli/, in one static library.
-set(heddle_folders base engine kernels codecs unet dit controls sparse pipelines)
+set(heddle_folders base engine kernels codecs unet dit controls sparse pipelines benchmark)
 set(library_sources)
 foreach(folder ${heddle_folders})
     file(GLOB_RECURSE found CONFIGURE_DEPENDS ${folder}/*.c)

@@ -67,11 +67,11 @@ TEST_CASE("heddle: help and version", "[cli]")
     CHECK(holds(heddle(f.path(), {"--version"}).out, "heddle 0."));
     Said help = heddle(f.path(), {"help"});
     CHECK(help.code == 0);
-    for (auto name : {"generate", "run", "inspect", "version"}) {
+    for (auto name : {"generate", "run", "inspect", "bench", "version"}) {
         INFO(name);
         CHECK(holds(help.out, name));
     }
-    for (auto name : {"generate", "run", "inspect"}) {
+    for (auto name : {"generate", "run", "inspect", "bench"}) {
         Said a = heddle(f.path(), {"help", name}), b = heddle(f.path(), {name, "--help"});
         CHECK(a.code == 0);
         CHECK(a.out == b.out);
