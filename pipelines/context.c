@@ -95,6 +95,8 @@ typedef struct run {
     hd_preset preset;
     hd_exec ex;
     hd_result *result;
+    hd_attention_watch watch;
+    void *watch_user;
     double load_begin;
 } run;
 
@@ -202,15 +204,24 @@ static hd_status do_run(run *r, const char *json, const char *name)
     HD_TRY(set_threads(r));
     HD_TRY(get_model(r));
     hd_processor_list list = {r->context->processors, r->context->processor};
-    hd_run_request request = {p, root, r->context->model, &list, &r->ex, r->callbacks, r->result};
+    hd_run_request request = {.preset = p,
+                              .root = root,
+                              .model = r->context->model,
+                              .processors = &list,
+                              .ex = &r->ex,
+                              .callbacks = r->callbacks,
+                              .result = r->result,
+                              .watch = r->watch,
+                              .watch_user = r->watch_user};
     return hd_text_to_image(&request);
 }
 
-hd_status hd_context_run(hd_context *context, const char *preset_json, const char *name,
-                         const hd_callbacks *callbacks, hd_result **out)
+hd_status hd_context_run_watched(hd_context *context, const char *preset_json, const char *name,
+                                 const hd_callbacks *callbacks, hd_attention_watch watch,
+                                 void *watch_user, hd_result **out)
 {
     double begin = hd_seconds();
-    run r = {.context = context, .callbacks = callbacks};
+    run r = {.context = context, .callbacks = callbacks, .watch = watch, .watch_user = watch_user};
     *out = NULL;
     hd_status status = do_run(&r, preset_json, name ? name : "preset");
     if (r.result) {
@@ -228,6 +239,12 @@ hd_status hd_context_run(hd_context *context, const char *preset_json, const cha
     else
         hd_result_free(r.result);
     return status;
+}
+
+hd_status hd_context_run(hd_context *context, const char *preset_json, const char *name,
+                         const hd_callbacks *callbacks, hd_result **out)
+{
+    return hd_context_run_watched(context, preset_json, name, callbacks, NULL, NULL, out);
 }
 
 void hd_text_free(char *text)

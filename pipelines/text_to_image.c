@@ -425,6 +425,7 @@ static hd_status prepare(generation *g)
     HD_TRY(make_sampler(g));
     HD_TRY(hd_attention_run_create(&g->attention, r->processors, p->processors,
                                    hd_sampler_calls(g->sampler)));
+    hd_attention_run_watch(g->attention, r->watch, r->watch_user);
     if (p->latents_out) HD_TRY(hd_latents_file_begin(&g->latents, p->batch, &g->size));
     size_t bytes;
     HD_TRY(measure(g, &bytes));

@@ -7,6 +7,7 @@
 #define HD_PIPELINES_TEXT_TO_IMAGE_H
 
 #include "engine/attention/processor.h"
+#include "engine/attention/run.h"
 #include "pipelines/model.h"
 #include "pipelines/preset.h"
 #include "pipelines/result.h"
@@ -20,7 +21,9 @@ typedef struct hd_run_request {
     const hd_processor_list *processors;
     hd_exec *ex; // threads and cancel; its arena is the run's to replace
     const hd_callbacks *callbacks;
-    hd_result *result; // receives pictures, stages and warnings
+    hd_result *result;        // receives pictures, stages and warnings
+    hd_attention_watch watch; // looks on at every attention call; NULL: nobody
+    void *watch_user;
 } hd_run_request;
 
 /* On HD_ERR_CANCELLED the result keeps the pictures that were finished. */

@@ -64,6 +64,7 @@ typedef struct decision {
     double *highest; // [masks][maps of one mask] threshold that leaves density_min
     int64_t *steps;  // [masks] that use it
     int64_t maps;    // heads of all sites
+    int64_t seen;    // maps of all masks that were observed
 } decision;
 
 static head_map map_of(const decision *d, const hd_calibration_site *s, int64_t mask, int64_t head,
@@ -191,7 +192,7 @@ static double write_bits(const head_map *m, double theta, uint8_t *bits)
     return retained < 0 ? 0 : smaller(retained, 1.0);
 }
 
-static hd_status fill_site(const decision *d, hd_plan_file *file, int64_t index, int64_t first_map,
+static hd_status fill_site(decision *d, hd_plan_file *file, int64_t index, int64_t first_map,
                            hd_calibration_report *r)
 {
     const hd_calibration_site *s = d->calibration->site[index];
@@ -209,6 +210,8 @@ static hd_status fill_site(const decision *d, hd_plan_file *file, int64_t index,
             entry->retained[m * s->site.heads + h] = (float)retained;
             entry->density[m * s->site.heads + h] =
                 (float)hd_plan_file_density(entry, file->tile, hd_plan_file_bits(entry, m, h));
+            if (!head.seen) continue;
+            d->seen++;
             r->retained += retained;
             r->retained_least = smaller(r->retained_least, retained);
         }
@@ -230,7 +233,7 @@ static hd_status decide(decision *d, hd_plan_file *file, hd_calibration_report *
     r->density = all_density(d, r->theta);
     for (int64_t i = 0, map = 0; i < c->sites; map += c->site[i++]->site.heads)
         HD_TRY(fill_site(d, file, i, map, r));
-    r->retained /= (double)(r->heads * c->options.masks);
+    r->retained = d->seen > 0 ? r->retained / (double)d->seen : 1.0;
     return HD_OK;
 }
 
