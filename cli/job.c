@@ -63,34 +63,41 @@ void hd_job_list_samplers(FILE *to)
     fputc('\n', to);
 }
 
-typedef struct job {
-    hd_progress_bar bar;
-    bool quiet, verbose;
-} job;
-
 static void on_progress(void *user, const hd_progress *progress)
 {
-    job *j = user;
+    hd_job *j = user;
     if (!hd_stop_asked()) hd_progress_bar_update(&j->bar, progress);
 }
 
 static bool on_cancel(void *user)
 {
-    job *j = user;
+    hd_job *j = user;
     if (hd_stop_asked()) hd_progress_bar_clear(&j->bar);
     return hd_stop_asked();
 }
 
 static void on_log(void *user, hd_log_level level, const char *text)
 {
-    job *j = user;
+    hd_job *j = user;
     if (j->quiet || (level == HD_LOG_INFO && !j->verbose)) return;
     hd_progress_bar_clear(&j->bar);
     fprintf(stderr, "%s%s\n", level == HD_LOG_WARNING ? "warning: " : "", text);
 }
 
-// The options that set fields, and --set, in the order they were given.
-static hd_status apply_options(const hd_args *args, char **json, const char *name)
+hd_job hd_job_begin(const hd_args *args)
+{
+    hd_job j = {.quiet = hd_args_has(args, "quiet"), .verbose = hd_args_has(args, "verbose")};
+    j.bar = hd_progress_bar_begin(stderr, j.quiet);
+    return j;
+}
+
+hd_callbacks hd_job_callbacks(hd_job *j)
+{
+    hd_stop_listen();
+    return (hd_callbacks){.user = j, .progress = on_progress, .cancel = on_cancel, .log = on_log};
+}
+
+hd_status hd_job_apply(const hd_args *args, char **json, const char *name)
 {
     for (int i = 0; i < args->count; i++) {
         const hd_option *o = args->list[i].option;
@@ -110,12 +117,10 @@ static hd_status apply_options(const hd_args *args, char **json, const char *nam
     return HD_OK;
 }
 
-static hd_status draw(char *json, const char *name, job *j, hd_result **out)
+static hd_status draw(char *json, const char *name, hd_job *j, hd_result **out)
 {
     hd_context *context = NULL;
-    hd_callbacks callbacks = {
-        .user = j, .progress = on_progress, .cancel = on_cancel, .log = on_log};
-    hd_stop_listen();
+    hd_callbacks callbacks = hd_job_callbacks(j);
     HD_TRY(hd_context_create(&context, NULL));
     hd_status status = hd_context_run(context, json, name, &callbacks, out);
     hd_progress_bar_clear(&j->bar);
@@ -124,7 +129,7 @@ static hd_status draw(char *json, const char *name, job *j, hd_result **out)
 }
 
 static int report(const hd_command *command, hd_status status, const hd_result *result, bool json,
-                  const job *j)
+                  const hd_job *j)
 {
     if (status != HD_OK && status != HD_ERR_CANCELLED)
         return hd_command_fail(status, command, json);
@@ -142,11 +147,10 @@ static int report(const hd_command *command, hd_status status, const hd_result *
 int hd_job_run(const hd_command *command, const hd_args *args, char **json, const char *name)
 {
     bool as_json = hd_args_has(args, "json");
-    job j = {.quiet = hd_args_has(args, "quiet"), .verbose = hd_args_has(args, "verbose")};
-    hd_status status = apply_options(args, json, name);
+    hd_status status = hd_job_apply(args, json, name);
     if (status == HD_OK) status = hd_defaults_put(json, name);
     if (status != HD_OK) return hd_command_fail(status, command, as_json);
-    j.bar = hd_progress_bar_begin(stderr, j.quiet);
+    hd_job j = hd_job_begin(args);
     hd_result *result = NULL;
     status = draw(*json, name, &j, &result);
     int code = report(command, status, result, as_json, &j);

@@ -2,8 +2,6 @@
 #include "sparse/all.h"
 
 static const hd_processor_class *const accelerators[] = {
-    &hd_agent,
-    &hd_dense,
     &hd_gna,
     &hd_paro,
     &hd_proxy,

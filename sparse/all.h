@@ -6,9 +6,8 @@
 
 HD_BEGIN_DECLS
 
-extern const hd_processor_class hd_agent;      // sparse/agent.c
-extern const hd_processor_class hd_dense;      // sparse/dense.c
 extern const hd_processor_class hd_gna;        // sparse/gna.c
+extern const hd_processor_class hd_paro;       // sparse/paro.c
 extern const hd_processor_class hd_paro;       // sparse/paro.c
 extern const hd_processor_class hd_proxy;      // sparse/proxy.c
 extern const hd_processor_class hd_vmoba;      // sparse/vmoba.c

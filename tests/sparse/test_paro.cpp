@@ -1,6 +1,7 @@
 // PARO: orders, tiles and steps of its plans against their definitions, and what it refuses before
 // step 0.
 #include <algorithm>
+#include <array>
 #include <cstring>
 
 #include "engine/attention/planner/static_plan.h"
@@ -12,6 +13,7 @@
 #include "support/plan.h"
 #include "support/plan_file.h"
 #include "support/run.h"
+#include "tests/engine/ops/sdpa_call.h"
 
 namespace
 {
@@ -220,4 +222,350 @@ TEST_CASE("paro: buckets of steps", "[paro]")
     CHECK(table("[0, 1, 1, 0]", 4) == std::vector<uint16_t>{0, 1, 1, 0});
     CHECK(table(nullptr, 5) == std::vector<uint16_t>{0, 1, 2, 2, 2});
     CHECK(table(nullptr, 1) == std::vector<uint16_t>{0});
+}
+
+namespace
+{
+
+// A copy whose lists the call owns.
+OwnedPlan own(const hd_plan &plan)
+{
+    OwnedPlan o;
+    o.p = plan;
+    const int64_t rows = plan.heads * plan.query_tiles;
+    o.row_start.assign(plan.row_start, plan.row_start + rows + 1);
+    o.visit.assign(plan.visit, plan.visit + plan.row_start[rows]);
+    return o;
+}
+
+void add_orders(OwnedPlan &o, const hd_plan &plan, int64_t tokens)
+{
+    if (!plan.query_order) return;
+    o.query_order.assign(plan.query_order, plan.query_order + plan.orders * tokens);
+    o.key_order.assign(plan.key_order, plan.key_order + plan.orders * tokens);
+}
+
+/* A call of one row over the plan of `p`. */
+Call call_over(Plans &p, int64_t dim, hd_dtype dtype, bool force_last = false)
+{
+    const int64_t tokens = p.entry->site.tokens, heads = p.entry->site.heads;
+    Call c({1, tokens, tokens, heads, heads, dim, dim, dtype});
+    const hd_plan &plan = p.make(false, force_last);
+    c.owned.push_back(own(plan));
+    add_orders(c.owned.back(), plan, tokens);
+    return c;
+}
+
+void run_plan(Call &c, unsigned has = hd_cpu_features())
+{
+    Run run(has, 2, (size_t)256 << 20);
+    hd_sdpa a = c.args();
+    REQUIRE_OK(hd_sdpa_run(&run, &a));
+}
+
+// max |a - b| / max |b|, for outputs of one row.
+double difference(const Call &a, const Call &b)
+{
+    double worst = 0, top = 0;
+    for (int64_t i = 0; i < a.n.lq; i++)
+        for (int64_t h = 0; h < a.n.h; h++)
+            for (int64_t d = 0; d < a.n.dv; d++) {
+                worst = std::fmax(worst, std::fabs(a.out.at(0, i, h, d) - b.out.at(0, i, h, d)));
+                top = std::fmax(top, std::fabs(b.out.at(0, i, h, d)));
+            }
+    return worst / top;
+}
+
+} // namespace
+
+TEST_CASE("paro: with every tile it is dense attention, in every order", "[paro]")
+{
+    struct {
+        Grid3 grid;
+        int64_t text;
+        bool first;
+    } cases[] = {{{3, 7, 9}, 0, false},
+                 {{3, 7, 9}, 26, false},
+                 {{2, 5, 11}, 26, true},
+                 {{1, 12, 13}, 0, false}};
+    for (auto &c : cases)
+        for (hd_dtype dtype : {HD_F32, HD_BF16}) {
+            CAPTURE(c.grid, c.text, c.first, hd_dtype_name(dtype));
+            Plans p(64, c.grid, 6, c.text, c.first);
+            for (int h = 0; h < 6; h++)
+                p.entry->order[h] = (uint8_t)h;
+            p.full();
+            Call planned = call_over(p, 16, dtype);
+            Call dense({1, planned.n.lq, planned.n.lq, 6, 6, 16, 16, dtype});
+            run_plan(planned);
+            run_plan(dense);
+            CHECK(planned.visited == 6 * p.entry->tiles * p.entry->tiles);
+            CHECK(difference(planned, dense) < (dtype == HD_F32 ? 2e-6 : 1e-2));
+        }
+}
+
+TEST_CASE("paro: with every tile it is dense attention, at the size of a video", "[paro]")
+{
+    Plans p(64, {13, 30, 45}, 1, 226); // 17,776 tokens with their text
+    REQUIRE(p.entry->site.tokens == 17776);
+    p.entry->order[0] = 2;
+    p.full();
+    Call planned = call_over(p, 8, HD_F32), dense({1, 17776, 17776, 1, 1, 8, 8, HD_F32});
+    run_plan(planned);
+    run_plan(dense);
+    CHECK(difference(planned, dense) < 1e-5);
+}
+
+TEST_CASE("paro: what is left out is renormalised over", "[paro]")
+{
+    Plans p(2, {1, 1, 4}, 1);
+    for (auto [i, j] : {std::pair{0, 0}, {1, 0}, {1, 1}})
+        p.keep(0, i, j);
+    Call c = call_over(p, 2, HD_F32);
+    for (int64_t i = 0; i < 4; i++)
+        for (int64_t d = 0; d < 2; d++) {
+            c.q.set(0, i, 0, d, 0.0f); // all scores 0
+            c.v.set(0, i, 0, d, (float)(i + 1));
+        }
+    for (unsigned has : every_isa()) {
+        run_plan(c, has);
+        for (int64_t i = 0; i < 4; i++)
+            CHECK(c.out.at(0, i, 0, 0) == Approx(i < 2 ? 1.5 : 2.5));
+    }
+}
+
+TEST_CASE("paro: every pattern of kept and dropped tiles in a row", "[paro]")
+{
+    for (int64_t n = 1; n <= 12; n++) {
+        const int64_t patterns = (int64_t)1 << (n - 1), heads = (patterns + n - 1) / n;
+        CAPTURE(n);
+        Plans p(3, {1, 1, 3 * n - 1}, heads); // the last tile is short
+        for (int64_t r = 0; r < heads * n; r++)
+            for (int64_t j = 0; j < n; j++)
+                if (j == n - 1 || (r % patterns) >> j & 1) p.keep(r / n, r % n, j);
+        Call c = call_over(p, 4, HD_F32);
+        run_plan(c);
+        check_against_f64(c);
+    }
+}
+
+TEST_CASE("paro: a constant value comes out of any mask, and nothing out of none", "[paro]")
+{
+    struct {
+        hd_dtype dtype;
+        hd_attention_number qk, pv;
+        double tolerance;
+    } cases[] = {{HD_F32, HD_NUMBER_NATIVE, HD_NUMBER_NATIVE, 1e-6},
+                 {HD_BF16, HD_NUMBER_NATIVE, HD_NUMBER_NATIVE, 4e-3},
+                 {HD_BF16, HD_NUMBER_INT8, HD_NUMBER_INT8, 1e-2}};
+    for (auto &n : cases) {
+        CAPTURE(hd_dtype_name(n.dtype), (int)n.pv);
+        Plans p(16, {2, 5, 9}, 4, 7);
+        randomise(p.file.get(), p.entry, 0.3, 5);
+        for (int64_t j = 0; j < p.entry->tiles; j++) // a row of tiles that keeps nothing
+            hd_plan_file_bits(p.entry, 0, 1)[j / 8] &= (uint8_t) ~(1u << (j % 8));
+        Call c = call_over(p, 32, n.dtype);
+        for (int64_t i = 0; i < c.n.lk; i++)
+            for (int64_t h = 0; h < 4; h++)
+                for (int64_t d = 0; d < 32; d++)
+                    c.v.set(0, i, h, d, 1.75f);
+        hd_sdpa a = c.args();
+        a.qk = n.qk;
+        a.pv = n.pv;
+        Run run(hd_cpu_features(), 2);
+        hd_status status = hd_sdpa_run(&run, &a);
+        if (n.pv == HD_NUMBER_INT8 && status == HD_ERR_UNSUPPORTED) continue; // no such CPU
+        REQUIRE_OK(status);
+        double worst = 0;
+        for (int64_t i = 0; i < c.n.lq; i++)
+            for (int64_t h = 0; h < 4; h++)
+                for (int64_t d = 0; d < 32; d++)
+                    worst = std::fmax(worst, std::fabs(c.out.at(0, i, h, d) - 1.75));
+        CHECK(worst <= n.tolerance * 1.75); // the text's columns are never dropped
+    }
+    Plans none(2, {1, 1, 4}, 1);
+    none.keep(0, 1, 1);
+    Call c = call_over(none, 2, HD_F32);
+    run_plan(c);
+    for (int64_t d = 0; d < 2; d++) {
+        CHECK(c.out.at(0, 0, 0, d) == 0.0);
+        CHECK(c.out.at(0, 1, 0, d) == 0.0);
+        CHECK(c.out.at(0, 3, 0, d) != 0.0);
+    }
+}
+
+namespace
+{
+
+/* A call of a network's site and a run of the preset's processors over it. */
+struct Sited {
+    std::vector<float> values;
+    hd_row row{};
+    hd_forward forward{};
+    hd_attention_call call{};
+    hd_json_doc *doc = nullptr;
+    hd_attention_run *run = nullptr;
+    int64_t steps;
+
+    Sited(const std::string &processors, int64_t height = 6, int64_t width = 9, int64_t heads = 2,
+          int64_t count = 3)
+        : steps(count)
+    {
+        const int64_t tokens = height * width;
+        values = normal_values(4 * tokens * heads * 4, 3);
+        strcpy(row.branch, "main");
+        strcpy(row.role, "cond");
+        forward.rows = {1, &row};
+        forward.step = {0, steps, 999.0, 1.0, HD_PHASE_SAMPLING};
+        forward.model_key = 77;
+        call.site = plan_site("mid.attn.0", heads);
+        call.site.tokens = tokens;
+        call.site.factor = 1;
+        call.x = hd_tensor_none();
+        hd_tensor *part[4] = {&call.q, &call.k, &call.v, &call.out};
+        for (int64_t i = 0; i < 4; i++)
+            *part[i] = hd_tensor_of(values.data() + i * tokens * heads * 4, HD_F32,
+                                    hd_shape4(1, tokens, heads, 4));
+        call.q_layout = call.k_layout = hd_layout_grid(1, height, width);
+        call.scale = 0.5f;
+        REQUIRE_OK(hd_json_parse(&doc, "test.json", processors.data(), processors.size()));
+    }
+    ~Sited()
+    {
+        hd_attention_run_free(run);
+        hd_json_free(doc);
+    }
+    Sited(const Sited &) = delete;
+    Sited &operator=(const Sited &) = delete;
+
+    hd_status dry()
+    {
+        HD_TRY(hd_attention_run_create(&run, &hd_all_accelerators,
+                                       hd_json_get(hd_json_root(doc), "processors"), steps));
+        forward.run = run;
+        call.forward = &forward;
+        Run ex;
+        ex.exec.recording = true;
+        HD_TRY(hd_attention(&ex, &call));
+        return hd_attention_run_finish(run);
+    }
+    std::vector<float> act(int64_t step)
+    {
+        Run ex;
+        forward.step.index = step;
+        REQUIRE_OK(hd_attention(&ex, &call));
+        const float *out = static_cast<const float *>(call.out.data);
+        return std::vector<float>(out, out + hd_tensor_count(call.out));
+    }
+};
+
+// A file for Sited's default call: tiles of 64 do not divide a grid of 6 x 9, so there is one.
+PlanFilePtr sited_file(int64_t height = 6, int64_t width = 9, int64_t masks = 1)
+{
+    hd_plan_file *made = nullptr;
+    hd_plan_file_site *entry = nullptr;
+    REQUIRE_OK(hd_plan_file_create(&made, 64, 3, masks, 1));
+    PlanFilePtr file(made, hd_plan_file_free);
+    hd_site site = plan_site("mid.attn.0", 2);
+    int64_t grid[3] = {1, height, width};
+    REQUIRE_OK(hd_plan_file_add(made, &site, grid, 0, false, &entry));
+    for (int64_t i = 0; i < masks * 2; i++)
+        memset(entry->bits + i * entry->bitmap_bytes, 0, (size_t)entry->bitmap_bytes);
+    made->model = 77;
+    made->target = 0.25f;
+    return file;
+}
+
+std::string paro(const std::string &path, const std::string &more = "")
+{
+    return R"({"processors": [{"use": "paro", "plan": ")" + path + "\"" + more + "}]}";
+}
+
+} // namespace
+
+TEST_CASE("paro: each step has its mask, in a run", "[paro]")
+{
+    Folder folder;
+    PlanFilePtr file = sited_file(16, 9, 2); // three tiles, the last of 16 tokens
+    hd_plan_file_site *entry = &file->site[0];
+    file->mask_of_step[1] = 1;
+    entry->order[1] = 1;
+    for (int64_t h = 0; h < 2; h++)
+        for (int64_t i = 0; i < 9; i++) // mask 1: every tile; mask 0: those that are forced
+            hd_plan_file_bits(entry, 1, h)[i / 8] |= (uint8_t)(1u << (i % 8));
+    std::string path = folder.path("a.hdplan");
+    REQUIRE_OK(hd_plan_file_write(file.get(), path.c_str()));
+    Sited planned(paro(path), 16, 9), dense("{}", 16, 9),
+        loose(paro(path, ", \"force_last\": false"), 16, 9);
+    REQUIRE_OK(planned.dry());
+    REQUIRE_OK(dense.dry());
+    REQUIRE_OK(loose.dry());
+    auto distance = [](const std::vector<float> &a, const std::vector<float> &b) {
+        double worst = 0;
+        for (size_t i = 0; i < a.size(); i++)
+            worst = std::fmax(worst, std::fabs((double)a[i] - (double)b[i]));
+        return worst;
+    };
+    auto truth = dense.act(0);
+    CHECK(distance(planned.act(0), truth) > 1e-3);
+    CHECK(distance(planned.act(1), truth) < 1e-5);
+    CHECK(planned.act(2) == planned.act(0));
+    CHECK(distance(loose.act(1), truth) < 1e-5);
+    auto nothing = loose.act(0); // no tile at all
+    CHECK(std::all_of(nothing.begin(), nothing.end(), [](float x) { return x == 0.0f; }));
+}
+
+TEST_CASE("paro: what cannot be honoured is refused before step 0", "[paro]")
+{
+    Folder folder;
+    std::string path = folder.path("a.hdplan");
+    REQUIRE_OK(hd_plan_file_write(sited_file().get(), path.c_str()));
+    struct {
+        std::string json;
+        hd_status status;
+        std::string message;
+    } cases[] = {
+        {R"({"processors": [{"use": "paro"}]})", HD_ERR_ARGUMENT,
+         "test.json: processors[0] (paro) lacks \"plan\": the file that heddle calibrate made"},
+        {paro(folder.path("none")), HD_ERR_IO, "none"},
+        {paro(folder.write("text", "not a plan at all, but long enough to look like one, perhaps")),
+         HD_ERR_FORMAT, "text: is no plan file; heddle calibrate makes one"},
+        {paro(folder.write("cut", folder.read("a.hdplan").substr(0, 99))), HD_ERR_FORMAT,
+         "cut: says it has"},
+        {paro(path, R"(, "tile": 128)"), HD_ERR_UNSUPPORTED,
+         "tile is 128, this build's tiles are 64 by 64"},
+        {paro(path, R"(, "density": 0.3)"), HD_ERR_ARGUMENT,
+         "density is 0.3, " + path + " was made for 0.25; calibrate again, or leave density out"},
+        {paro(path, R"(, "density": 0)"), HD_ERR_ARGUMENT, "processors[0].density is 0"},
+        {paro(path, R"(, "density": 0.2, "density_min": 0.3)"), HD_ERR_ARGUMENT,
+         "density_min is 0.3, must be 0 to density, which is 0.2"},
+        {paro(path, R"(, "empty_heads": "zero")"), HD_ERR_UNSUPPORTED,
+         "empty_heads is \"zero\", this build has \"off\" only"},
+        {paro(path, R"(, "skip_text_quant": true)"), HD_ERR_UNSUPPORTED, "skip_text_quant is true"},
+        {paro(path, R"(, "renormalise": false)"), HD_ERR_UNSUPPORTED, "renormalise is false"},
+        {paro(path, R"(, "force_text": false)"), HD_ERR_UNSUPPORTED, "force_text is false"},
+        {paro(path, R"(, "q_group": 32)"), HD_ERR_ARGUMENT, "has no \"q_group\""},
+    };
+    for (auto &c : cases) {
+        INFO(c.json);
+        Sited s(c.json);
+        CHECK_FAILS(s.dry(), c.status, c.message);
+    }
+    Sited right(paro(path)), turned(paro(path), 9, 6), heads(paro(path), 6, 9, 1),
+        model(paro(path)), place(paro(path)), cross(paro(path));
+    REQUIRE_OK(right.dry());
+    CHECK_FAILS(turned.dry(), HD_ERR_ARGUMENT,
+                "test.json: processors[0] (paro) cannot act at unet:mid.attn.0 self: " + path +
+                    " was made for a grid of 1x6x9 with 0 tokens of text, this run's is 1x9x6 with "
+                    "0; make one for this size with heddle calibrate");
+    CHECK_FAILS(heads.dry(), HD_ERR_ARGUMENT, "was made for 2 heads, there are 1 here");
+    model.forward.model_key = 78;
+    CHECK_FAILS(model.dry(), HD_ERR_ARGUMENT,
+                "was made for another model (key 000000000000004d, this one's is "
+                "000000000000004e)");
+    place.call.site = plan_site("mid.attn.1", 2);
+    CHECK_FAILS(place.dry(), HD_ERR_ARGUMENT, "has no plan for this place");
+    cross.call.site.kind = HD_SITE_CROSS;
+    cross.call.k_layout = hd_layout_text(54);
+    CHECK_FAILS(cross.dry(), HD_ERR_UNSUPPORTED, "its keys are not one grid");
 }
