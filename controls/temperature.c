@@ -31,4 +31,5 @@ const hd_processor_class hd_temperature = {
     .params = temperature_params,
     .params_size = sizeof(temperature),
     .logits = temperature_logits,
+    .rows_alike = true,
 };

@@ -171,7 +171,7 @@ static void unet2d_make_slots(const hd_exec *ex, const hd_unet2d *u, const unet2
         stream->slot[i] = hd_arena_bytes(ex->arena, (size_t)most[i] * hd_dtype_size(u->compute));
 }
 
-static hd_status unet2d_blocks(const hd_unet2d *u, const hd_unet_pass *pass, hd_tensor out,
+static hd_status unet2d_blocks(const hd_unet2d *u, hd_unet_pass *pass, hd_tensor out,
                                hd_tensor latent)
 {
     const hd_unet2d_config *c = &u->config;
@@ -180,7 +180,7 @@ static hd_status unet2d_blocks(const hd_unet2d *u, const hd_unet_pass *pass, hd_
     hd_unet_stream stream = {0};
     int64_t rows = latent.dim[0], height = latent.dim[1], width = latent.dim[2];
     unet2d_sizes sizes = unet2d_level_sizes(u, height, width);
-    unet2d_make_slots(ex, u, &sizes, rows, &stream);
+    unet2d_make_slots(ex, u, &sizes, out.dim[0], &stream);
 
     hd_tensor first = hd_unet_skips_push(&skips, ex->arena, u->compute,
                                          hd_shape4(rows, height, width, c->level[0].channels));
@@ -230,21 +230,46 @@ static hd_status unet2d_inputs_check(const hd_unet2d *u, hd_tensor out, hd_tenso
                            hd_shape3(latent.dim[0], in->text.dim[1], c->text_channels));
 }
 
+// The rows that run from the beginning when the pass forks: of each the first row of the call that
+// equals it. y [R, ...] from x [B, ...].
+static hd_status unet2d_before_fork(const hd_exec *ex, const hd_fork *fork, hd_tensor *y,
+                                    hd_tensor x)
+{
+    hd_shape shape = hd_tensor_shape(x);
+    shape.dim[0] = fork->before.count;
+    *y = hd_arena_tensor(ex->arena, x.dtype, shape);
+    for (int64_t r = x.dim[0] - 1; r >= 0; r--)
+        HD_TRY(hd_copy(ex, hd_tensor_slice(*y, 0, fork->from[r], 1), hd_tensor_slice(x, 0, r, 1)));
+    return HD_OK;
+}
+
 static hd_status unet2d_run(const hd_exec *ex, const hd_unet2d *u, const hd_forward *forward,
                             hd_tensor out, hd_tensor latent, const hd_unet2d_inputs *in)
 {
     const hd_unet2d_config *c = &u->config;
-    hd_unet_pass pass = {.ex = ex, .forward = forward, .text = in->text};
-    pass.time = hd_arena_tensor(ex->arena, u->compute, hd_shape2(latent.dim[0], c->time_channels));
-    HD_TRY(unet2d_time(ex, u, pass.time, in));
+    hd_unet_rows all = {.forward = forward, .text = in->text};
+    all.time = hd_arena_tensor(ex->arena, u->compute, hd_shape2(latent.dim[0], c->time_channels));
+    HD_TRY(unet2d_time(ex, u, all.time, in));
     if (hd_tensor_given(in->text) && in->text.dtype != u->compute) {
-        pass.text = hd_arena_tensor(ex->arena, u->compute, hd_tensor_shape(in->text));
-        HD_TRY(hd_copy(ex, pass.text, in->text));
+        all.text = hd_arena_tensor(ex->arena, u->compute, hd_tensor_shape(in->text));
+        HD_TRY(hd_copy(ex, all.text, in->text));
     }
     if (c->center_input) {
         hd_tensor centred = hd_arena_tensor(ex->arena, HD_F32, hd_tensor_shape(latent));
         HD_TRY(hd_affine(ex, centred, latent, 2.0f, -1.0f));
         latent = centred;
+    }
+    hd_unet_pass pass = {.ex = ex, .now = all, .after = all};
+    hd_forward first;
+    if (forward && forward->fork) {
+        pass.fork = forward->fork;
+        first = *forward;
+        first.rows = pass.fork->before;
+        pass.now.forward = &first;
+        HD_TRY(unet2d_before_fork(ex, pass.fork, &latent, latent));
+        HD_TRY(unet2d_before_fork(ex, pass.fork, &pass.now.time, all.time));
+        if (hd_tensor_given(all.text))
+            HD_TRY(unet2d_before_fork(ex, pass.fork, &pass.now.text, all.text));
     }
     return unet2d_blocks(u, &pass, out, latent);
 }

@@ -14,6 +14,15 @@
 HD_BEGIN_DECLS
 
 typedef struct hd_attention_run hd_attention_run; // engine/attention/run.h
+typedef struct hd_features hd_features;           // engine/attention/features.h
+
+/* Rows that are equal to others until the first site that tells them apart: they are computed from
+ * there on only. */
+typedef struct hd_fork {
+    const char *path;    // of the attention site, without the depth inside a transformer
+    hd_rows before;      // the rows that run from the beginning
+    const int64_t *from; // [rows]: the number among those that each row of the call equals
+} hd_fork;
 
 /* What a network hands on to its attention calls unchanged. */
 typedef struct hd_forward {
@@ -21,6 +30,8 @@ typedef struct hd_forward {
     hd_rows rows;          // who the batch rows are; count 0: nobody (text encoders, VAEs)
     hd_step step;
     uint64_t model_key; // of the network's configuration and tensor shapes: whose plans are these?
+    hd_features *features; // borrowed; NULL: nobody looks at any
+    const hd_fork *fork;   // borrowed; NULL: every row runs from the beginning
 } hd_forward;
 
 typedef struct hd_attention_call {

@@ -17,6 +17,7 @@
 
 #include "base/plan.h"
 #include "engine/attention/attention.h"
+#include "engine/attention/beside.h"
 #include "engine/options/param.h"
 
 HD_BEGIN_DECLS
@@ -164,6 +165,16 @@ typedef struct hd_processor_class {
     void (*release)(void *made);
     bool static_plan; // made from shapes alone: with edited keys refused unless "on_edit" says
                       // "dense"
+    // Beside the call: engine/attention/beside.h. Any may be NULL.
+    hd_status (*branches)(hd_branches_ctx *ctx);
+    hd_status (*begin)(const hd_begin_ctx *ctx);
+    hd_status (*latent)(const hd_beside_ctx *ctx);
+    hd_status (*x0)(const hd_beside_ctx *ctx);
+    hd_status (*guidance)(const hd_beside_ctx *ctx); // the branches it asked for: instead of the
+                                                     // combination; else after it, to add a term
+    hd_status (*feature)(const hd_feature_ctx *ctx, hd_tensor x);
+    bool rows_alike; // its call hooks do the same to every active row, whoever it is: rows that are
+                     // equal before stay equal
 } hd_processor_class;
 
 typedef struct hd_processor_list {

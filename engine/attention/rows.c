@@ -42,16 +42,52 @@ static bool branch_matches(const char *word, size_t length, const char *branch)
     return branch[length] == 0 || branch[length] == '.';
 }
 
+static bool row_of_branch(const char *word, size_t length, const hd_row *row)
+{
+    if (branch_matches(word, length, row->branch)) return true;
+    for (const char *const *name = row->also; name && *name; name++)
+        if (branch_matches(word, length, *name)) return true;
+    return false;
+}
+
 bool hd_row_matches(const char *selector, const hd_row *row)
 {
     if (strcmp(selector, "*") == 0) return true;
     const char *slash = strchr(selector, '/');
     if (slash)
-        return branch_matches(selector, (size_t)(slash - selector), row->branch) &&
+        return row_of_branch(selector, (size_t)(slash - selector), row) &&
                strcmp(slash + 1, row->role) == 0;
     if (is_role(selector))
         return strcmp(row->branch, "main") == 0 && strcmp(selector, row->role) == 0;
-    return branch_matches(selector, strlen(selector), row->branch);
+    return row_of_branch(selector, strlen(selector), row);
+}
+
+static bool row_named(const hd_row *row, const char *branch)
+{
+    if (strcmp(row->branch, branch) == 0) return true;
+    for (const char *const *name = row->also; name && *name; name++)
+        if (strcmp(*name, branch) == 0) return true;
+    return false;
+}
+
+int64_t hd_rows_find(const hd_rows *rows, const char *branch, const char *role, int64_t picture)
+{
+    for (int64_t b = 0; b < rows->count; b++) {
+        const hd_row *row = &rows->row[b];
+        if (row->picture == picture && strcmp(row->role, role) == 0 && row_named(row, branch))
+            return b;
+    }
+    return -1;
+}
+
+hd_status hd_branch_name_check(const char *name)
+{
+    if (strlen(name) < sizeof((hd_row *)NULL)->branch && is_branch(name, strlen(name)))
+        return HD_OK;
+    return hd_fail(HD_ERR_ARGUMENT,
+                   "\"%.40s\" names no branch; there are main, source, target.N, reference.N, "
+                   "style, content, view.N",
+                   name);
 }
 
 hd_status hd_row_selector_check(const char *selector)

@@ -17,9 +17,10 @@ HD_BEGIN_DECLS
 #define HD_MAX_ROWS 256
 
 typedef struct hd_row {
-    char branch[24]; // "main", "target.1" ...
-    char role[12];   // "cond", "uncond", "perturbed", "noref"
-    int64_t picture; // which of the pictures that are sampled together, from 0
+    char branch[24];         // "main", "target.1" ...
+    char role[12];           // "cond", "uncond", "perturbed", "noref"
+    int64_t picture;         // which of the pictures that are sampled together, from 0
+    const char *const *also; // other names of the branch, NULL-ended; NULL: none. Borrowed
 } hd_row;
 
 typedef struct hd_rows {
@@ -30,6 +31,12 @@ typedef struct hd_rows {
 /* Does `selector` name the row? "cond" is main's row of that role; "source" every role of that
  * branch; "source/uncond" one row; "*" all. */
 bool hd_row_matches(const char *selector, const hd_row *row);
+/* The row of that branch (by any of its names), role and picture; -1: there is none in this call.
+ */
+int64_t hd_rows_find(const hd_rows *rows, const char *branch, const char *role, int64_t picture);
+/* HD_ERR_ARGUMENT unless `name` is a branch: main, source, target.N, reference.N, style, content,
+ * view.N; "target" alone is one too. */
+HD_CHECKED hd_status hd_branch_name_check(const char *name);
 /* HD_ERR_ARGUMENT unless `selector` has one of the forms above. */
 HD_CHECKED hd_status hd_row_selector_check(const char *selector);
 

@@ -105,7 +105,7 @@ static size_t component(const char **text, const char **word)
     return length;
 }
 
-static bool path_matches(const char *pattern, const char *path)
+bool hd_path_matches(const char *pattern, const char *path)
 {
     while (*pattern && *path) {
         const char *p, *w;
@@ -146,7 +146,7 @@ bool hd_site_matches(const hd_site_selector *s, const hd_site *site)
         int64_t value = field == 'f' ? site->factor : field == 't' ? site->tokens : site->heads;
         if (!compare(s->condition[i].op, value, s->condition[i].value)) return false;
     }
-    return path_matches(s->path, site->path);
+    return hd_path_matches(s->path, site->path);
 }
 
 char *hd_site_text(char *text, size_t bytes, const hd_site *site)

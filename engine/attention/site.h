@@ -61,6 +61,8 @@ typedef struct hd_site_selector {
 
 /* HD_ERR_ARGUMENT with the part of `text` that is not understood. */
 HD_CHECKED hd_status hd_site_selector_parse(hd_site_selector *out, const char *text);
+/* A selector's path against a path: see above. */
+bool hd_path_matches(const char *pattern, const char *path);
 bool hd_site_matches(const hd_site_selector *selector, const hd_site *site);
 /* "unet:down.1.attn.0 self" into text; returns text. */
 char *hd_site_text(char *text, size_t bytes, const hd_site *site);

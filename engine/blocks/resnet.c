@@ -83,15 +83,40 @@ static hd_status resnet_scale_shift(const hd_exec *ex, const hd_resnet *r, hd_te
                 s[c] = r->beta2[c] * (1.0f + scale[c]) + shift[c];
             }
         }
-        hd_conv_extra extra = {.residual = hd_tensor_slice(residual, 0, b, 1)};
+        hd_conv_extra extra = {.residual = hd_tensor_given(residual)
+                                               ? hd_tensor_slice(residual, 0, b, 1)
+                                               : hd_tensor_none()};
         HD_TRY(resnet_conv(ex, r, r->conv2, hd_tensor_slice(y, 0, b, 1),
                            hd_tensor_slice(h, 0, b, 1), g, s, extra));
     }
     return HD_OK;
 }
 
-hd_status hd_resnet_run(const hd_exec *ex, const hd_resnet *r, hd_tensor y, hd_tensor x,
-                        hd_tensor time)
+// conv2 and the sum in one, or with somebody looking in between.
+static hd_status resnet_second(const hd_exec *ex, const hd_resnet *r, hd_tensor y, hd_tensor h,
+                               hd_tensor residual, hd_tensor time)
+{
+    if (r->spec.scale_shift && r->time) return resnet_scale_shift(ex, r, y, h, residual, time);
+    hd_conv_extra second = {.residual = residual};
+    return resnet_conv(ex, r, r->conv2, y, h, r->gamma2, r->beta2, second);
+}
+
+static hd_status resnet_second_tapped(const hd_exec *ex, const hd_resnet *r, hd_tensor y,
+                                      hd_tensor h, hd_tensor residual, hd_tensor time,
+                                      hd_resnet_tap tap, void *arg)
+{
+    hd_tensor open = hd_arena_tensor(ex->arena, HD_F32, hd_tensor_shape(y));
+    hd_tensor wide = hd_arena_tensor(ex->arena, HD_F32, hd_tensor_shape(y));
+    HD_TRY(resnet_second(ex, r, open, h, hd_tensor_none(), time));
+    HD_TRY(tap(arg, open));
+    // rounded once, behind the sum, as the convolution itself does it
+    HD_TRY(hd_copy(ex, wide, residual));
+    HD_TRY(hd_add(ex, wide, open, wide));
+    return hd_copy(ex, y, wide);
+}
+
+hd_status hd_resnet_run_tapped(const hd_exec *ex, const hd_resnet *r, hd_tensor y, hd_tensor x,
+                               hd_tensor time, hd_resnet_tap tap, void *arg)
 {
     const hd_resnet_spec *s = &r->spec;
     HD_TRY(hd_expect_rank("resnet input", x, 4));
@@ -115,13 +140,15 @@ hd_status hd_resnet_run(const hd_exec *ex, const hd_resnet *r, hd_tensor y, hd_t
             hd_tensor_reshape(x, hd_shape3(x.dim[0], pixels, s->in)), hd_tensor_none()));
         residual = y;
     }
-    if (s->scale_shift && r->time) {
-        HD_TRY(resnet_scale_shift(ex, r, y, h, residual, row));
-    } else {
-        hd_conv_extra second = {.residual = residual};
-        HD_TRY(resnet_conv(ex, r, r->conv2, y, h, r->gamma2, r->beta2, second));
-    }
+    HD_TRY(tap ? resnet_second_tapped(ex, r, y, h, residual, row, tap, arg)
+               : resnet_second(ex, r, y, h, residual, row));
     if (s->out_scale != 1.0f) HD_TRY(hd_affine(ex, y, y, 1.0f / s->out_scale, 0.0f));
     hd_arena_rewind(ex->arena, mark);
     return HD_OK;
+}
+
+hd_status hd_resnet_run(const hd_exec *ex, const hd_resnet *r, hd_tensor y, hd_tensor x,
+                        hd_tensor time)
+{
+    return hd_resnet_run_tapped(ex, r, y, x, time, NULL, NULL);
 }

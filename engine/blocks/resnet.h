@@ -38,5 +38,12 @@ void hd_resnet_free(hd_resnet *r);
 HD_CHECKED hd_status hd_resnet_run(const hd_exec *ex, const hd_resnet *r, hd_tensor y, hd_tensor x,
                                    hd_tensor time);
 
+/* The same, with the result of conv2 handed to `tap` before the sum: [B, H, W, out] f32, which it
+ * may change. A tap that changes nothing changes no bit of y. y is not x. */
+typedef hd_status (*hd_resnet_tap)(void *arg, hd_tensor conv2);
+HD_CHECKED hd_status hd_resnet_run_tapped(const hd_exec *ex, const hd_resnet *r, hd_tensor y,
+                                          hd_tensor x, hd_tensor time, hd_resnet_tap tap,
+                                          void *arg);
+
 HD_END_DECLS
 #endif

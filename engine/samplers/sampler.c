@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "engine/samplers/class.h"
+#include "engine/samplers/classes.h"
 #include "engine/samplers/find.h"
 
 hd_status hd_sampler_refuse(const hd_sampler *s, const char *format, ...)
@@ -146,6 +147,59 @@ void hd_sampler_unpredict(const hd_sampler *s, float *output, const float *x0, c
     case HD_PREDICTION_FLOW:
         for (int64_t i = 0; i < s->values; i++)
             output[i] = (latent[i] - x0[i]) / sigma;
+        return;
+    }
+}
+
+hd_noise_level hd_sampler_level(const hd_sampler *s, int64_t call)
+{
+    if (call < s->count - s->begin) {
+        const hd_sampler_call_info *c = &s->calls[s->begin + call];
+        return (hd_noise_level){c->timestep, c->alpha, c->sigma, c->divisor};
+    }
+    hd_noise_level clean = {0.0f, 1.0f, 0.0f, 1.0f};
+    if (s->kind == &hd_sampler_ddim && !s->config.set_alpha_to_one) {
+        clean.alpha = sqrtf(s->alphas_cumprod[0]);
+        clean.sigma = sqrtf(1.0f - s->alphas_cumprod[0]);
+    }
+    return clean;
+}
+
+hd_status hd_sampler_level_at(const hd_sampler *s, double timestep, hd_noise_level *out)
+{
+    if (s->kind->flow || !s->alphas_cumprod)
+        return hd_fail(HD_ERR_UNSUPPORTED, "sampler: %s has no levels between its own", s->name);
+    double last = (double)(s->config.num_train_timesteps - 1);
+    double t = fmin(fmax(timestep, 0.0), last);
+    float a = s->alphas_cumprod[(int64_t)(t + 0.5)];
+    *out = (hd_noise_level){(float)t, sqrtf(a), sqrtf(1.0f - a), 1.0f};
+    if (s->calls[s->begin].alpha == 1.0f) { // a latent that is never made smaller
+        out->alpha = 1.0f;
+        out->sigma = sqrtf((1.0f - a) / a);
+    }
+    if (s->scaled_input) out->divisor = sqrtf(out->sigma * out->sigma + 1.0f);
+    return HD_OK;
+}
+
+void hd_sampler_noise(const hd_sampler *s, hd_noise_level level, float *noise, const float *output,
+                      const float *latent, int64_t count)
+{
+    float alpha = level.alpha / level.divisor, sigma = level.sigma / level.divisor;
+    switch ((hd_prediction)s->config.prediction_type) {
+    case HD_PREDICTION_EPSILON:
+        if (noise != output) memcpy(noise, output, sizeof *noise * (size_t)count);
+        return;
+    case HD_PREDICTION_V:
+        for (int64_t i = 0; i < count; i++)
+            noise[i] = alpha * output[i] + sigma * (latent[i] / level.divisor);
+        return;
+    case HD_PREDICTION_SAMPLE:
+        for (int64_t i = 0; i < count; i++)
+            noise[i] = (latent[i] - level.alpha * output[i]) / level.sigma;
+        return;
+    case HD_PREDICTION_FLOW: // latent = (1 - sigma) picture + sigma noise, output = noise - picture
+        for (int64_t i = 0; i < count; i++)
+            noise[i] = latent[i] + (1.0f - level.sigma) * output[i];
         return;
     }
 }

@@ -100,6 +100,22 @@ void hd_sampler_scale_input(const hd_sampler *s, float *input, const float *late
 void hd_sampler_predict(const hd_sampler *s, float *x0, const float *output, const float *latent);
 void hd_sampler_unpredict(const hd_sampler *s, float *output, const float *x0, const float *latent);
 
+/* A level of noise: latent = alpha * picture + sigma * noise, shown to the network as
+ * latent / divisor. */
+typedef struct hd_noise_level {
+    float timestep, alpha, sigma, divisor;
+} hd_noise_level;
+
+/* The level of the latent before a call of the run, 0 .. calls - 1; at `calls` the level that the
+ * run ends at (its timestep is 0). */
+hd_noise_level hd_sampler_level(const hd_sampler *s, int64_t call);
+/* The level of a timestep of the training, kept inside it; HD_ERR_UNSUPPORTED for flow models. */
+HD_CHECKED hd_status hd_sampler_level_at(const hd_sampler *s, double timestep, hd_noise_level *out);
+/* The noise that the network's output for a latent of this level stands for, all [count]. May be
+ * used in place. */
+void hd_sampler_noise(const hd_sampler *s, hd_noise_level level, float *noise, const float *output,
+                      const float *latent, int64_t count);
+
 /* Goes on by one call: latent [rows, row_values] in place. `noise` may be NULL for a sampler that
  * draws none. */
 HD_CHECKED hd_status hd_sampler_step(hd_sampler *s, const float *output, float *latent,

@@ -10,6 +10,7 @@ hd_status hd_unet_down_declare(hd_unet_block *block, hd_binder *b, const hd_unet
     const hd_unet2d_level *level = &c->level[index];
     char name[96], path[HD_SITE_PATH_BYTES];
     block->layers = (int)level->layers;
+    snprintf(block->path, sizeof block->path, "down.%d", index);
     for (int i = 0; i < block->layers; i++) {
         int64_t in = i == 0 && index > 0 ? c->level[index - 1].channels : level->channels;
         hd_resnet_spec resnet = hd_unet_resnet_spec(c, in, level->channels);
@@ -39,18 +40,16 @@ hd_status hd_unet_down_declare(hd_unet_block *block, hd_binder *b, const hd_unet
     return HD_OK;
 }
 
-hd_status hd_unet_down_run(const hd_unet_pass *pass, const hd_unet_block *block,
-                           hd_unet_skips *skips)
+hd_status hd_unet_down_run(hd_unet_pass *pass, const hd_unet_block *block, hd_unet_skips *skips)
 {
     hd_tensor x = skips->skip[skips->count - 1].x;
     for (int i = 0; i < block->layers; i++) {
-        const hd_resnet *resnet = &block->resnet[i];
-        hd_tensor y = hd_unet_skips_push(skips, pass->ex->arena, x.dtype,
-                                         hd_shape4(x.dim[0], x.dim[1], x.dim[2], resnet->spec.out));
-        HD_TRY(hd_resnet_run(pass->ex, resnet, y, x, pass->time));
-        if (block->attention[i])
-            HD_TRY(
-                hd_transformer2d_run(pass->ex, block->attention[i], pass->forward, y, pass->text));
+        int64_t rows = hd_unet_layer_rows(pass, block, i, x.dim[0]);
+        hd_tensor y =
+            hd_unet_skips_push(skips, pass->ex->arena, x.dtype,
+                               hd_shape4(rows, x.dim[1], x.dim[2], block->resnet[i].spec.out));
+        HD_TRY(hd_unet_residual(pass, block, i, y, x));
+        HD_TRY(hd_unet_attend(pass, block, i, y));
         x = y;
     }
     if (!block->resize) return HD_OK;

@@ -13,6 +13,7 @@ hd_status hd_unet_up_declare(hd_unet_block *block, hd_binder *b, const hd_unet2d
     int64_t below = c->level[index == 0 ? at : at + 1].channels;
     int64_t above = c->level[at == 0 ? 0 : at - 1].channels;
     block->layers = (int)level->layers + 1;
+    snprintf(block->path, sizeof block->path, "up.%d", index);
     for (int i = 0; i < block->layers; i++) {
         int64_t skip = i == block->layers - 1 ? above : level->channels;
         int64_t in = (i == 0 ? below : level->channels) + skip;
@@ -41,30 +42,28 @@ hd_status hd_unet_up_declare(hd_unet_block *block, hd_binder *b, const hd_unet2d
     return HD_OK;
 }
 
-static hd_status up_layer(const hd_unet_pass *pass, const hd_unet_block *block, int index,
+static hd_status up_layer(hd_unet_pass *pass, const hd_unet_block *block, int index,
                           hd_unet_skips *skips, hd_unet_stream *stream)
 {
-    const hd_resnet *resnet = &block->resnet[index];
     hd_arena *arena = pass->ex->arena;
     HD_ENSURE(skips->count > 0);
     int top = --skips->count;
     hd_tensor x = stream->x, skip = skips->skip[top].x;
     hd_tensor joined = hd_arena_tensor(
         arena, x.dtype, hd_shape4(x.dim[0], x.dim[1], x.dim[2], x.dim[3] + skip.dim[3]));
-    HD_TRY(hd_concat_channels(pass->ex, joined, x, skip));
+    HD_TRY(hd_unet_join(pass, joined, x, skip));
     // The stream's value is in `joined` now, so that the result may take its place.
+    int64_t rows = hd_unet_layer_rows(pass, block, index, x.dim[0]);
     hd_tensor y = hd_tensor_of(stream->slot[stream->at], x.dtype,
-                               hd_shape4(x.dim[0], x.dim[1], x.dim[2], resnet->spec.out));
-    HD_TRY(hd_resnet_run(pass->ex, resnet, y, joined, pass->time));
+                               hd_shape4(rows, x.dim[1], x.dim[2], block->resnet[index].spec.out));
+    HD_TRY(hd_unet_residual(pass, block, index, y, joined));
     hd_arena_rewind(arena, skips->skip[top].mark);
-    if (block->attention[index])
-        HD_TRY(
-            hd_transformer2d_run(pass->ex, block->attention[index], pass->forward, y, pass->text));
+    HD_TRY(hd_unet_attend(pass, block, index, y));
     stream->x = y;
     return HD_OK;
 }
 
-hd_status hd_unet_up_run(const hd_unet_pass *pass, const hd_unet_block *block, hd_unet_skips *skips,
+hd_status hd_unet_up_run(hd_unet_pass *pass, const hd_unet_block *block, hd_unet_skips *skips,
                          hd_unet_stream *stream, int64_t height, int64_t width)
 {
     for (int i = 0; i < block->layers; i++)

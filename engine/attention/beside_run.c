@@ -1,0 +1,232 @@
+/* engine/attention/beside_run.c: see beside_run.h. */
+#include "engine/attention/beside_run.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/attention/run_internal.h"
+
+struct hd_beside_run {
+    hd_attention_run *run;
+    int64_t pictures;
+    size_t *state_bytes;   // [processors]
+    unsigned char **state; // [processors]: of all pictures, one after the other
+};
+
+hd_status hd_beside_run_create(hd_beside_run **out, hd_attention_run *run)
+{
+    hd_beside_run *b = calloc(1, sizeof *b);
+    size_t count = (size_t)run->processors + 1;
+    if (b) {
+        b->run = run;
+        b->state_bytes = calloc(count, sizeof *b->state_bytes);
+        b->state = calloc(count, sizeof *b->state);
+    }
+    if (!b || !b->state_bytes || !b->state) {
+        hd_beside_run_free(b);
+        return hd_fail(HD_ERR_NOMEM, "processors: no memory for the run");
+    }
+    *out = b;
+    return HD_OK;
+}
+
+void hd_beside_run_free(hd_beside_run *b)
+{
+    if (!b) return;
+    for (int64_t i = 0; b->state && i < b->run->processors; i++)
+        free(b->state[i]);
+    free(b->state);
+    free(b->state_bytes);
+    free(b);
+}
+
+// A hook's refusal with the place of its processor, unless the hook has named one itself.
+static hd_status place(const run_processor *p, hd_status status)
+{
+    if (status == HD_OK || status == HD_ERR_CANCELLED) return status;
+    char why[1024];
+    const char *file = hd_json_name(p->node);
+    snprintf(why, sizeof why, "%s", hd_message());
+    if (strncmp(why, file, strlen(file)) == 0 && why[strlen(file)] == ':') return status;
+    return hd_json_fail(p->node, status, "(%s) %s", p->class->name, why);
+}
+
+hd_status hd_beside_run_ask(hd_beside_run *b, hd_branches_ctx *ctx)
+{
+    for (int64_t i = 0; i < b->run->processors; i++) {
+        const run_processor *p = &b->run->processor[i];
+        if (!p->class->branches) continue;
+        ctx->params = p->params;
+        ctx->node = p->node;
+        ctx->first_step = p->first_step;
+        ctx->end_step = p->end_step;
+        ctx->processor = (int)i;
+        ctx->state_bytes = 0;
+        HD_TRY(place(p, p->class->branches(ctx)));
+        b->state_bytes[i] = ctx->state_bytes;
+    }
+    return HD_OK;
+}
+
+hd_status hd_beside_run_room(hd_beside_run *b, int64_t pictures)
+{
+    b->pictures = pictures;
+    for (int64_t i = 0; i < b->run->processors; i++) {
+        if (b->state_bytes[i] == 0) continue;
+        b->state_bytes[i] = (b->state_bytes[i] + 63) & ~(size_t)63;
+        b->state[i] = calloc((size_t)pictures, b->state_bytes[i]);
+        if (!b->state[i])
+            return hd_fail(HD_ERR_NOMEM, "processors: no memory for the state of %s (%zu bytes)",
+                           b->run->processor[i].class->name, b->state_bytes[i]);
+    }
+    return HD_OK;
+}
+
+hd_status hd_beside_run_begin(hd_beside_run *b, hd_begin_ctx *ctx)
+{
+    for (int64_t i = 0; i < b->run->processors; i++) {
+        const run_processor *p = &b->run->processor[i];
+        if (!p->class->begin) continue;
+        ctx->params = p->params;
+        ctx->node = p->node;
+        ctx->first_step = p->first_step;
+        ctx->end_step = p->end_step;
+        HD_TRY(place(p, p->class->begin(ctx)));
+    }
+    return HD_OK;
+}
+
+void hd_beside_run_restart(hd_beside_run *b)
+{
+    for (int64_t i = 0; i < b->run->processors; i++)
+        if (b->state[i]) memset(b->state[i], 0, b->state_bytes[i] * (size_t)b->pictures);
+}
+
+static bool acts(const run_processor *p, int64_t step)
+{
+    return step >= p->first_step && step < p->end_step;
+}
+
+bool hd_beside_run_wants_x0(const hd_beside_run *b, int64_t step)
+{
+    for (int64_t i = 0; i < b->run->processors; i++) {
+        const run_processor *p = &b->run->processor[i];
+        if (p->class->x0 && acts(p, step)) return true;
+    }
+    return false;
+}
+
+typedef hd_status (*beside_hook)(const hd_beside_ctx *ctx);
+
+static hd_status call(const hd_beside_run *b, hd_beside_ctx *ctx, int64_t i, beside_hook hook)
+{
+    const run_processor *p = &b->run->processor[i];
+    ctx->params = p->params;
+    ctx->run = b->run;
+    ctx->processor = (int)i;
+    ctx->state = b->state[i] ? b->state[i] + b->state_bytes[i] * (size_t)ctx->picture : NULL;
+    return place(p, hook(ctx));
+}
+
+hd_status hd_beside_run_latent(hd_beside_run *b, hd_beside_ctx *ctx)
+{
+    for (int64_t i = 0; i < b->run->processors; i++) {
+        const run_processor *p = &b->run->processor[i];
+        bool now = ctx->when == HD_LATENT_START || acts(p, ctx->step.index);
+        if (p->class->latent && now) HD_TRY(call(b, ctx, i, p->class->latent));
+    }
+    return HD_OK;
+}
+
+hd_status hd_beside_run_x0(hd_beside_run *b, hd_beside_ctx *ctx)
+{
+    for (int64_t i = 0; i < b->run->processors; i++) {
+        const run_processor *p = &b->run->processor[i];
+        if (p->class->x0 && acts(p, ctx->step.index)) HD_TRY(call(b, ctx, i, p->class->x0));
+    }
+    return HD_OK;
+}
+
+hd_status hd_beside_run_guess(hd_beside_run *b, hd_beside_ctx *ctx, int number, bool *made)
+{
+    const hd_branch *branch = &ctx->branches->item[number];
+    *made = false;
+    if (branch->guidance_by < 0) return HD_OK;
+    const run_processor *p = &b->run->processor[branch->guidance_by];
+    if (!p->class->guidance || !acts(p, ctx->step.index)) return HD_OK;
+    *made = true;
+    ctx->branch = branch->name;
+    return call(b, ctx, branch->guidance_by, p->class->guidance);
+}
+
+static bool owns_any(const hd_branches *branches, int64_t processor)
+{
+    for (int i = 0; i < branches->count; i++)
+        if (branches->item[i].guidance_by == processor) return true;
+    return false;
+}
+
+hd_status hd_beside_run_add(hd_beside_run *b, hd_beside_ctx *ctx, int number)
+{
+    ctx->branch = ctx->branches->item[number].name;
+    for (int64_t i = 0; i < b->run->processors; i++) {
+        const run_processor *p = &b->run->processor[i];
+        if (!p->class->guidance || !acts(p, ctx->step.index) || owns_any(ctx->branches, i))
+            continue;
+        HD_TRY(call(b, ctx, i, p->class->guidance));
+    }
+    return HD_OK;
+}
+
+static bool has_call_hooks(const hd_processor_class *c)
+{
+    return c->pass || c->tokens || c->logits || c->probe || c->plan || c->map || c->output;
+}
+
+static bool tells_apart(const run_processor *p, const hd_rows *rows, const int64_t *twin)
+{
+    bool active[HD_MAX_ROWS];
+    hd_forward forward = {.rows = *rows, .step = {.index = p->first_step}};
+    if (!has_call_hooks(p->class) || !hd_run_active(p, &forward, active)) return false;
+    for (int64_t b = 0; b < rows->count; b++) {
+        if (twin[b] == b) continue;
+        if (active[b] != active[twin[b]] || (active[b] && !p->class->rows_alike)) return true;
+    }
+    return false;
+}
+
+const char *hd_beside_run_fork(const hd_beside_run *b, const hd_rows *rows, const int64_t *twin)
+{
+    for (int64_t s = 0; s < b->run->site_count; s++) {
+        const run_site *site = b->run->site[s];
+        for (int64_t l = 0; l < site->links; l++)
+            if (tells_apart(site->link[l].processor, rows, twin)) return site->site.path;
+    }
+    return NULL;
+}
+
+bool hd_beside_run_describe(const hd_beside_run *b, int64_t processor, const char **name,
+                            int64_t *first, int64_t *end, char *text, size_t bytes)
+{
+    if (processor < 0 || processor >= b->run->processors) return false;
+    const run_processor *p = &b->run->processor[processor];
+    const struct {
+        const char *name;
+        bool has;
+    } hooks[] = {{"branches", p->class->branches != NULL},
+                 {"latent", p->class->latent != NULL},
+                 {"x0", p->class->x0 != NULL},
+                 {"guidance", p->class->guidance != NULL},
+                 {"feature", p->class->feature != NULL}};
+    *name = p->class->name;
+    *first = p->first_step;
+    *end = p->end_step;
+    size_t used = 0;
+    text[0] = 0;
+    for (size_t i = 0; i < HD_COUNT(hooks); i++)
+        if (hooks[i].has && used < bytes)
+            used += (size_t)snprintf(text + used, bytes - used, "%s%s", used ? ", " : "",
+                                     hooks[i].name);
+    return true;
+}
