@@ -71,7 +71,7 @@ typedef enum hd_log_level {
 } hd_log_level;
 
 typedef struct hd_progress {
-    const char *stage;      // "load", "prompt", "encode", "sample", "decode", "write"; borrowed
+    const char *stage;      // "load", "prompt", "encode", "invert", "sample", "decode"; borrowed
     int step;               // steps of this stage that are done, 0 when it begins
     int count;              // steps of this stage; 1 for a stage that is not counted
     double step_seconds;    // what the last finished step took; 0 at step 0
@@ -127,11 +127,20 @@ typedef struct hd_result hd_result;
  * current directory. The model of the last run is kept and used again when folder, its files and
  * the precision are the same.
  *
- * On success *out holds `batch` pictures. On HD_ERR_CANCELLED *out holds the pictures finished and
+ * On success *out holds `batch` pictures, or more when the run has branches that are saved: for
+ * each picture main's first, then theirs. On HD_ERR_CANCELLED *out holds the pictures finished and
  * written before the stop, perhaps none. On any other failure *out is NULL. The caller owns *out.
  */
 HD_CHECKED hd_status hd_context_run(hd_context *context, const char *preset_json, const char *name,
                                     const hd_callbacks *callbacks, hd_result **out);
+
+/* Prepares the run that `preset_json` describes, draws nothing and writes nothing, and says as one
+ * JSON object who would act where: "branches" with their rows, "processors" with what they do
+ * beside attention, "sites" with the chain and the kernels of each, and "fork", the site before
+ * which rows are shared. What the run would refuse before its first step is refused here too. The
+ * caller frees *json with hd_text_free. */
+HD_CHECKED hd_status hd_context_chain(hd_context *context, const char *preset_json,
+                                      const char *name, const hd_callbacks *callbacks, char **json);
 
 /* A finished picture. Everything is borrowed and lives as long as its result. */
 typedef struct hd_picture {
@@ -141,6 +150,7 @@ typedef struct hd_picture {
     const char *metadata;   // JSON that repeats this picture alone; the PNG's text "heddle"
     const char *parameters; // the same for people, as AUTOMATIC1111 writes it; text "parameters"
     const char *path;       // where it was written; NULL when the run names no output
+    const char *branch;     // "main", or which of the run's branches it shows
 } hd_picture;
 
 typedef struct hd_stage {

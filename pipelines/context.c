@@ -97,6 +97,7 @@ typedef struct run {
     hd_result *result;
     hd_attention_watch watch;
     void *watch_user;
+    char **chain; // NULL: draw
     double load_begin;
 } run;
 
@@ -199,7 +200,7 @@ static hd_status do_run(run *r, const char *json, const char *name)
                             "is %" PRIu64 "; with a batch of %" PRId64
                             " the last picture's seed would pass 2^64 - 1",
                             p->seed, p->batch);
-    HD_TRY(hd_outputs_check(p));
+    if (!r->chain) HD_TRY(hd_outputs_check(p));
     HD_TRY(hd_result_create(&r->result, (int)p->batch));
     HD_TRY(set_threads(r));
     HD_TRY(get_model(r));
@@ -212,7 +213,8 @@ static hd_status do_run(run *r, const char *json, const char *name)
                               .callbacks = r->callbacks,
                               .result = r->result,
                               .watch = r->watch,
-                              .watch_user = r->watch_user};
+                              .watch_user = r->watch_user,
+                              .chain = r->chain};
     return hd_text_to_image(&request);
 }
 
@@ -245,6 +247,18 @@ hd_status hd_context_run(hd_context *context, const char *preset_json, const cha
                          const hd_callbacks *callbacks, hd_result **out)
 {
     return hd_context_run_watched(context, preset_json, name, callbacks, NULL, NULL, out);
+}
+
+hd_status hd_context_chain(hd_context *context, const char *preset_json, const char *name,
+                           const hd_callbacks *callbacks, char **json)
+{
+    run r = {.context = context, .callbacks = callbacks, .chain = json};
+    *json = NULL;
+    hd_status status = do_run(&r, preset_json, name ? name : "preset");
+    hd_preset_free(&r.preset);
+    hd_json_free(r.doc);
+    hd_result_free(r.result);
+    return status;
 }
 
 void hd_text_free(char *text)

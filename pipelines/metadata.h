@@ -15,6 +15,7 @@ typedef struct hd_resolved {
     const char *precision; // "f32" or "bf16"
     const char *model_hash;
     const char *init_image_hash; // NULL: none
+    const char *branch;          // "main"
 } hd_resolved;
 
 /* The fields of a run of this one picture, where to write left out. The caller frees *json with

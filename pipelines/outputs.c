@@ -39,16 +39,30 @@ hd_status hd_decode_picture(const hd_exec *ex, const hd_vae_kl *vae, const hd_pi
     return status;
 }
 
-char *hd_output_name(const char *path, int64_t index, int64_t batch)
+// "fish.png" and "-3" to "fish-3.png".
+static char *with_suffix(const char *path, const char *suffix)
 {
-    if (batch == 1) return strdup(path);
     const char *slash = strrchr(path, '/'), *dot = strrchr(path, '.');
     size_t stem =
         dot && dot > path && (!slash || dot > slash + 1) ? (size_t)(dot - path) : strlen(path);
-    size_t bytes = strlen(path) + 32;
+    size_t bytes = strlen(path) + strlen(suffix) + 1;
     char *name = malloc(bytes);
-    if (name) snprintf(name, bytes, "%.*s-%" PRId64 "%s", (int)stem, path, index, path + stem);
+    if (name) snprintf(name, bytes, "%.*s%s%s", (int)stem, path, suffix, path + stem);
     return name;
+}
+
+char *hd_output_branch_name(const char *path, int64_t index, int64_t batch, const char *branch)
+{
+    char suffix[64] = "";
+    if (batch > 1) snprintf(suffix, sizeof suffix, "-%" PRId64, index);
+    size_t used = strlen(suffix);
+    if (strcmp(branch, "main") != 0) snprintf(suffix + used, sizeof suffix - used, "-%s", branch);
+    return with_suffix(path, suffix);
+}
+
+char *hd_output_name(const char *path, int64_t index, int64_t batch)
+{
+    return hd_output_branch_name(path, index, batch, "main");
 }
 
 // A temporary file is made beside it and removed again. Pipes and devices are left alone: opening
@@ -78,6 +92,8 @@ hd_status hd_outputs_check(const hd_preset *preset)
 {
     HD_TRY(check_name(preset->output, preset->batch));
     HD_TRY(check_name(preset->preview, preset->batch));
+    HD_TRY(check_name(preset->sheet, preset->batch));
+    if (preset->save_inversion) HD_TRY(check_path(preset->save_inversion));
     return preset->latents_out ? check_path(preset->latents_out) : HD_OK;
 }
 
@@ -88,7 +104,7 @@ hd_status hd_finish_picture(hd_result *result, const hd_preset *preset, const hd
     hd_status status = hd_metadata_json(&json, preset, made);
     if (status == HD_OK) status = hd_metadata_line(&line, preset, made);
     if (status == HD_OK && preset->output) {
-        path = hd_output_name(preset->output, index, preset->batch);
+        path = hd_output_branch_name(preset->output, index, preset->batch, made->branch);
         hd_png_text texts[] = {{"parameters", line}, {"heddle", json}};
         status = path ? hd_png_write(path, image, texts, 2)
                       : hd_fail(HD_ERR_NOMEM, "output: no memory for a name");
@@ -100,9 +116,39 @@ hd_status hd_finish_picture(hd_result *result, const hd_preset *preset, const hd
         hd_image_free(image);
         return status;
     }
-    hd_picture picture = {image->width, image->height, image->rgb, made->seed, json, line, path};
+    hd_picture picture = {.width = image->width,
+                          .height = image->height,
+                          .rgb = image->rgb,
+                          .seed = made->seed,
+                          .metadata = json,
+                          .parameters = line,
+                          .path = path,
+                          .branch = hd_result_branch(result, made->branch)};
     *image = (hd_image){0};
     return hd_result_add(result, picture);
+}
+
+hd_status hd_write_sheet(const hd_preset *preset, const hd_resolved *made, int64_t index,
+                         const hd_image *images, int count)
+{
+    enum { GAP = 2 };
+    const int width = images[0].width, height = images[0].height;
+    hd_image sheet;
+    HD_TRY(hd_image_create(&sheet, (int64_t)count * (width + GAP) - GAP, height, "sheet"));
+    memset(sheet.rgb, 255, hd_image_bytes(&sheet));
+    for (int i = 0; i < count; i++)
+        for (int y = 0; y < height; y++)
+            memcpy(sheet.rgb + 3 * ((size_t)y * (size_t)sheet.width + (size_t)(i * (width + GAP))),
+                   images[i].rgb + 3 * (size_t)y * (size_t)width, 3 * (size_t)width);
+    char *json = NULL, *path = hd_output_name(preset->sheet, index, preset->batch);
+    hd_status status = path ? hd_metadata_json(&json, preset, made)
+                            : hd_fail(HD_ERR_NOMEM, "sheet: no memory for a name");
+    hd_png_text texts[] = {{"heddle", json}};
+    if (status == HD_OK) status = hd_png_write(path, &sheet, texts, 1);
+    free(json);
+    free(path);
+    hd_image_free(&sheet);
+    return status;
 }
 
 hd_status hd_write_preview(const hd_preset *preset, int64_t index, const hd_image *image)

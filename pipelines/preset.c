@@ -5,6 +5,7 @@
 #include <strings.h>
 
 const char *const hd_precision_names[] = {"auto", "f32", "bf16", NULL};
+const char *const hd_fit_names[] = {"stretch", "crop", "pad", NULL};
 static const char *const rng_names[] = {"cpu", "cuda", NULL};
 
 #define SIZE_MAX_PX 16384
@@ -37,10 +38,16 @@ const hd_param hd_preset_params[] = {
     HD_PARAM_ENUM(hd_preset, rng, .def_text = "cpu", .names = rng_names,
                   .help = "which of PyTorch's noise streams a seed means"),
     HD_PARAM_STRING(hd_preset, init_image, .help = "PNG to start from"),
+    HD_PARAM_ENUM(hd_preset, fit, .def_text = "stretch", .names = hd_fit_names,
+                  .help = "how a picture of another shape is brought to the run's size"),
     HD_PARAM_FLOAT(hd_preset, strength, .def = 0.8, .min = 0, .max = 1,
                    .help = "how much of init_image is redrawn"),
     HD_PARAM_STRING(hd_preset, latents_in, .help = "safetensors file with the noise to start from"),
     HD_PARAM_STRING(hd_preset, latents_out, .help = "safetensors file for the last latents"),
+    HD_PARAM_STRING(hd_preset, sheet,
+                    .help = "PNG of all branches side by side; a batch numbers them"),
+    HD_PARAM_STRING(hd_preset, save_inversion,
+                    .help = "safetensors file for the trajectories of the inverted pictures"),
     HD_PARAM_STRING(hd_preset, preview, .help = "PNG to show the picture in the making"),
     HD_PARAM_INT(hd_preset, preview_every, .def = 1, .min = 1, .max = 1000,
                  .help = "steps between previews"),
@@ -52,6 +59,7 @@ const hd_param hd_preset_params[] = {
     HD_PARAM_STRING(hd_preset, version, .help = "of the program that made the picture"),
     HD_PARAM_STRING(hd_preset, model_hash, .help = "of the model that made the picture"),
     HD_PARAM_STRING(hd_preset, init_image_hash, .help = "of the picture it started from"),
+    HD_PARAM_STRING(hd_preset, branch, .help = "which branch the picture shows"),
     HD_PARAM_END,
 };
 
@@ -70,6 +78,10 @@ static hd_status check_together(const hd_preset *p, const hd_json *root)
 {
     HD_TRY(check_png_name(root, "output", p->output));
     HD_TRY(check_png_name(root, "preview", p->preview));
+    HD_TRY(check_png_name(root, "sheet", p->sheet));
+    if (p->inversion && p->latents_in)
+        return hd_json_fail(root, HD_ERR_ARGUMENT,
+                            "has both inversion and latents_in; a run starts from one of them");
     if (p->init_image && p->latents_in)
         return hd_json_fail(root, HD_ERR_ARGUMENT,
                             "has both init_image and latents_in; a run starts from one of them");
@@ -78,13 +90,16 @@ static hd_status check_together(const hd_preset *p, const hd_json *root)
 
 hd_status hd_preset_from_json(hd_preset *out, const hd_json *root)
 {
-    static const char *const also[] = {"processors", "$schema", NULL};
+    static const char *const also[] = {"processors", "branches", "inversion", "$schema", NULL};
     memset(out, 0, sizeof *out);
     HD_TRY(hd_json_expect(root, HD_JSON_OBJECT));
     HD_TRY(hd_params_default(hd_preset_params, out));
     HD_TRY(hd_params_read(hd_preset_params, out, root, also));
     out->processors = hd_json_get(root, "processors");
     if (out->processors) HD_TRY(hd_json_expect(out->processors, HD_JSON_ARRAY));
+    out->branches = hd_json_get(root, "branches");
+    if (out->branches) HD_TRY(hd_json_expect(out->branches, HD_JSON_OBJECT));
+    out->inversion = hd_json_get(root, "inversion");
     return check_together(out, root);
 }
 

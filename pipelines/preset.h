@@ -13,6 +13,13 @@ typedef enum hd_precision_option {
     HD_PRECISION_BF16,
 } hd_precision_option;
 
+/* How a picture of another shape becomes one of the run's size. */
+typedef enum hd_fit {
+    HD_FIT_STRETCH, // width and height each on their own
+    HD_FIT_CROP,    // filled, what sticks out is cut off on both sides
+    HD_FIT_PAD,     // all of it is there, its edge goes on on both sides
+} hd_fit;
+
 typedef struct hd_preset {
     char *model, *prompt, *negative, *output;
     uint64_t seed;
@@ -26,20 +33,26 @@ typedef struct hd_preset {
     hd_precision_option precision;
     int rng; // 0 cpu, 1 cuda: hd_rng_kind
     char *init_image;
+    hd_fit fit;
     float strength;
     char *latents_in, *latents_out;
+    char *sheet, *save_inversion;
     char *preview;
     int64_t preview_every;
     int64_t threads; // 0: the context's
     bool vae_tiling;
     char *description;
     // what a picture remembers of its making, to warn when it is not the same any more
-    char *version, *model_hash, *init_image_hash;
-    const hd_json *processors; // array, or NULL; borrowed from the document
+    char *version, *model_hash, *init_image_hash, *branch;
+    // borrowed from the document; NULL when not given
+    const hd_json *processors; // array
+    const hd_json *branches;   // object: pipelines/branches.h
+    const hd_json *inversion;  // of main, likewise
 } hd_preset;
 
 extern const hd_param hd_preset_params[];
 extern const char *const hd_precision_names[];
+extern const char *const hd_fit_names[];
 
 /* Reads and checks what can be checked without the model. `root` must outlive *out. Free with
  * hd_preset_free, on failure too. */

@@ -1,6 +1,7 @@
 /* pipelines/result.c: what a run leaves behind. */
 #include "pipelines/result.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -50,6 +51,15 @@ const char *hd_result_keep(hd_result *r, const char *text)
     return copy;
 }
 
+const char *hd_result_branch(hd_result *r, const char *name)
+{
+    for (int i = 0; i < r->branch_count; i++)
+        if (strcmp(r->branch[i], name) == 0) return r->branch[i];
+    if (r->branch_count == (int)HD_COUNT(r->branch)) return "";
+    snprintf(r->branch[r->branch_count], sizeof r->branch[0], "%s", name);
+    return r->branch[r->branch_count++];
+}
+
 void hd_result_stage(hd_result *r, const char *name, double seconds, int steps)
 {
     int i = 0;
@@ -71,8 +81,13 @@ void hd_result_warn(hd_result *r, const hd_callbacks *callbacks, const char *tex
 hd_status hd_result_add(hd_result *r, hd_picture picture)
 {
     if (r->count == r->room) {
-        free_picture(&picture);
-        return hd_fail(HD_ERR_INTERNAL, "result: more than %d pictures", r->room);
+        hd_picture *grown = realloc(r->picture, 2 * (size_t)r->room * sizeof *grown);
+        if (!grown) {
+            free_picture(&picture);
+            return hd_fail(HD_ERR_NOMEM, "result: no memory for %d pictures", 2 * r->room);
+        }
+        r->picture = grown;
+        r->room *= 2;
     }
     r->picture[r->count++] = picture;
     return HD_OK;

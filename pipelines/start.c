@@ -47,26 +47,112 @@ static hd_status set_size(hd_picture_size *size, const hd_json *root, const hd_m
     return HD_OK;
 }
 
-static hd_status open_picture(hd_start *s, const hd_preset *p, const hd_json *root,
-                              const hd_model *model, hd_picture_size *size)
+static hd_status read_picture(hd_start *s, hd_png *png, const char *path)
 {
     char *data;
     size_t bytes;
-    HD_TRY(hd_file_read(&data, &bytes, p->init_image, PICTURE_MOST_BYTES));
+    HD_TRY(hd_file_read(&data, &bytes, path, PICTURE_MOST_BYTES));
     snprintf(s->picture_hash, sizeof s->picture_hash, "%016" PRIx64,
              (uint64_t)XXH64(data, bytes, 0));
-    hd_png png;
-    hd_status status = hd_png_decode(&png, data, bytes, p->init_image);
+    hd_status status = hd_png_decode(png, data, bytes, path);
     free(data);
-    HD_TRY(status);
+    return status;
+}
+
+// The middle of `in`, or all of it with its edge going on: out is as large as it says.
+static void centre(hd_image *out, const hd_image *in)
+{
+    int left = (in->width - out->width) / 2, top = (in->height - out->height) / 2;
+    for (int y = 0; y < out->height; y++)
+        for (int x = 0; x < out->width; x++) {
+            int from_y = y + top < 0 ? 0 : y + top >= in->height ? in->height - 1 : y + top;
+            int from_x = x + left < 0 ? 0 : x + left >= in->width ? in->width - 1 : x + left;
+            memcpy(out->rgb + 3 * ((size_t)y * (size_t)out->width + (size_t)x),
+                   in->rgb + 3 * ((size_t)from_y * (size_t)in->width + (size_t)from_x), 3);
+        }
+}
+
+// One side of a picture that keeps its shape: at least 1, and never short of the run's by rounding.
+static int scaled_side(int side, double scale, int wanted, hd_fit fit)
+{
+    int px = (int)lround((double)side * scale);
+    if (fit == HD_FIT_CROP && px < wanted) px = wanted;
+    if (fit == HD_FIT_PAD && px > wanted) px = wanted;
+    return px < 1 ? 1 : px;
+}
+
+static hd_status fit_picture(hd_image *out, const hd_image *in, hd_fit fit, int width, int height)
+{
+    if (fit == HD_FIT_STRETCH) return hd_image_resize(out, in, width, height);
+    double across = (double)width / in->width, down = (double)height / in->height;
+    double scale = fit == HD_FIT_CROP ? fmax(across, down) : fmin(across, down);
+    hd_image whole;
+    HD_TRY(hd_image_resize(&whole, in, scaled_side(in->width, scale, width, fit),
+                           scaled_side(in->height, scale, height, fit)));
+    hd_status status = hd_image_create(out, width, height, "init_image");
+    if (status == HD_OK) centre(out, &whole);
+    hd_image_free(&whole);
+    return status;
+}
+
+static hd_status open_picture(hd_start *s, const hd_preset *p, const hd_json *root,
+                              const hd_model *model, hd_picture_size *size)
+{
+    hd_png png;
+    HD_TRY(read_picture(s, &png, p->init_image));
     int64_t factor = hd_vae_kl_factor(hd_vae_kl_configuration(model->vae));
     int64_t width = p->width ? p->width : png.image.width / factor * factor;
     int64_t height = p->height ? p->height : png.image.height / factor * factor;
-    status = set_size(size, root, model, width, height);
-    if (status == HD_OK) status = hd_image_resize(&s->picture, &png.image, (int)width, (int)height);
+    hd_status status = set_size(size, root, model, width, height);
+    if (status == HD_OK)
+        status = fit_picture(&s->picture, &png.image, p->fit, (int)width, (int)height);
     hd_png_free(&png);
     s->picture_given = status == HD_OK;
     return status;
+}
+
+hd_status hd_start_open_picture(hd_start *out, const char *path, hd_fit fit,
+                                const hd_picture_size *size)
+{
+    hd_png png;
+    memset(out, 0, sizeof *out);
+    if (!path) return HD_OK;
+    HD_TRY(read_picture(out, &png, path));
+    hd_status status =
+        fit_picture(&out->picture, &png.image, fit, (int)size->width, (int)size->height);
+    hd_png_free(&png);
+    out->picture_given = status == HD_OK;
+    return status;
+}
+
+hd_status hd_start_mask(float *mask, const hd_json *node, const char *path,
+                        const hd_picture_size *z)
+{
+    hd_png png;
+    HD_TRY(hd_png_read(&png, path));
+    const hd_image *image = &png.image;
+    if (image->width != z->width || image->height != z->height) {
+        hd_status status = hd_json_fail(
+            node, HD_ERR_ARGUMENT,
+            "%s is %d x %d, a mask must be as large as the picture: %" PRId64 " x %" PRId64, path,
+            image->width, image->height, z->width, z->height);
+        hd_png_free(&png);
+        return status;
+    }
+    int64_t factor = z->width / z->latent_width;
+    for (int64_t y = 0; y < z->latent_height; y++)
+        for (int64_t x = 0; x < z->latent_width; x++) {
+            int64_t sum = 0;
+            for (int64_t i = 0; i < factor * factor; i++) {
+                int64_t row = y * factor + i / factor, column = x * factor + i % factor;
+                const uint8_t *pixel = image->rgb + 3 * (row * z->width + column);
+                sum += (int64_t)pixel[0] + pixel[1] + pixel[2];
+            }
+            mask[y * z->latent_width + x] =
+                (float)((double)sum / (765.0 * (double)(factor * factor)));
+        }
+    hd_png_free(&png);
+    return HD_OK;
 }
 
 static hd_status open_latents(hd_start *s, const hd_preset *p, const hd_json *root,

@@ -30,6 +30,13 @@ typedef struct hd_start {
  * model's. `root` is for messages. Free with hd_start_free, on failure too. */
 HD_CHECKED hd_status hd_start_open(hd_start *out, const hd_preset *preset, const hd_json *root,
                                    const hd_model *model, hd_picture_size *size);
+/* The picture of a branch, whose size is the run's. HD_OK and no picture when path is NULL. */
+HD_CHECKED hd_status hd_start_open_picture(hd_start *out, const char *path, hd_fit fit,
+                                           const hd_picture_size *size);
+/* A picture of the run's size as mask [latent_height, latent_width]: mean brightness 0 .. 1 of the
+ * pixels over each place. `node` is for messages. */
+HD_CHECKED hd_status hd_start_mask(float *mask, const hd_json *node, const char *path,
+                                   const hd_picture_size *size);
 /* The picture through the encoder. Works on the dry pass. */
 HD_CHECKED hd_status hd_start_encode(hd_start *start, const hd_exec *ex, const hd_vae_kl *vae,
                                      const hd_picture_size *size, bool tiling);

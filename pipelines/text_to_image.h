@@ -24,6 +24,7 @@ typedef struct hd_run_request {
     hd_result *result;        // receives pictures, stages and warnings
     hd_attention_watch watch; // looks on at every attention call; NULL: nobody
     void *watch_user;
+    char **chain; // NULL: draw. Else only prepare, and describe who acts where (chain.h)
 } hd_run_request;
 
 /* On HD_ERR_CANCELLED the result keeps the pictures that were finished. */

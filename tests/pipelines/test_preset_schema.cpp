@@ -100,6 +100,7 @@ TEST_CASE("preset: the schema has the fields of the table, and no others", "[pip
         check_default(property, *row);
         CHECK(cJSON_GetObjectItem(property, "description"));
     }
-    CHECK(cJSON_GetArraySize(properties) == rows + 2); // processors and $schema are read elsewhere
+    CHECK(cJSON_GetArraySize(properties) ==
+          rows + 4); // processors, branches, inversion and $schema are read elsewhere
     CHECK(cJSON_IsFalse(cJSON_GetObjectItem(schema.root, "additionalProperties")));
 }
