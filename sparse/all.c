@@ -2,6 +2,7 @@
 #include "sparse/all.h"
 
 static const hd_processor_class *const accelerators[] = {
+    &hd_block_causal,
     &hd_gna,
     &hd_paro,
     &hd_proxy,

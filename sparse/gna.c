@@ -424,29 +424,18 @@ void hd_gna_site_free(hd_gna_site *site)
     site->rule_of = NULL;
 }
 
-static void gna_release(void *made)
-{
-    hd_plan_builder *b = made;
-    if (b) hd_plan_builder_free(b);
-    free(b);
-}
-
 static hd_status gna_prepare(hd_prepare_ctx *ctx)
 {
     hd_gna_site site;
+    hd_plan_builder *b = NULL;
     HD_TRY(hd_gna_resolve_site(&site, ctx->params, ctx->call, ctx->rest));
-    hd_status status = HD_OK;
-    if (!site.dense) {
-        hd_plan_builder *b = calloc(1, sizeof *b);
-        if (!b) status = hd_fail(HD_ERR_NOMEM, "gna: no memory for a plan");
-        if (b) hd_plan_builder_init(b, NULL, 0);
-        if (status == HD_OK) status = hd_gna_build(b, &site.problem, &site.tiles);
-        if (status == HD_OK)
-            ctx->made = b;
-        else
-            gna_release(b);
-    }
+    hd_status status = site.dense ? HD_OK : hd_plan_builder_create(&b);
+    if (status == HD_OK && b) status = hd_gna_build(b, &site.problem, &site.tiles);
     hd_gna_site_free(&site);
+    if (status == HD_OK)
+        ctx->made = b;
+    else
+        hd_plan_builder_destroy(b);
     return status;
 }
 
@@ -458,14 +447,6 @@ static hd_status gna_logits(const hd_hook_ctx *ctx, hd_logits *logits)
                                 o->scale / ctx->call->scale);
 }
 
-static hd_status gna_plan(const hd_hook_ctx *ctx, const hd_tokens *tokens, const hd_plan **plan)
-{
-    const hd_plan_builder *b = ctx->made;
-    for (int64_t row = 0; row < tokens->q.dim[0]; row++)
-        if (ctx->active[row]) plan[row] = b ? &b->plan : NULL;
-    return HD_OK;
-}
-
 const hd_processor_class hd_gna = {
     .name = "gna",
     .summary = "Attend to a window around each query: neighborhood, dilated, strided, blocked.",
@@ -475,7 +456,7 @@ const hd_processor_class hd_gna = {
     .clear = gna_clear,
     .prepare = gna_prepare,
     .logits = gna_logits,
-    .plan = gna_plan,
-    .release = gna_release,
+    .plan = hd_plan_give_built,
+    .release = hd_plan_builder_destroy,
     .static_plan = true,
 };

@@ -31,6 +31,29 @@ void hd_plan_builder_free(hd_plan_builder *b)
     *b = (hd_plan_builder){.memory = NULL};
 }
 
+hd_status hd_plan_builder_create(hd_plan_builder **out)
+{
+    hd_plan_builder *b = malloc(sizeof *b);
+    if (!b) return hd_fail(HD_ERR_NOMEM, "plan: no memory for a plan");
+    hd_plan_builder_init(b, NULL, 0);
+    *out = b;
+    return HD_OK;
+}
+
+void hd_plan_builder_destroy(void *builder)
+{
+    if (builder) hd_plan_builder_free(builder);
+    free(builder);
+}
+
+hd_status hd_plan_give_built(const hd_hook_ctx *ctx, const hd_tokens *tokens, const hd_plan **plan)
+{
+    const hd_plan_builder *b = ctx->made;
+    for (int64_t row = 0; row < tokens->q.dim[0]; row++)
+        if (ctx->active[row]) plan[row] = b ? &b->plan : NULL;
+    return HD_OK;
+}
+
 static void *take(hd_plan_builder *b, size_t bytes)
 {
     bytes = aligned(bytes ? bytes : 1);

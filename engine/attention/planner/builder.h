@@ -8,7 +8,7 @@
 #ifndef HD_ENGINE_ATTENTION_PLANNER_BUILDER_H
 #define HD_ENGINE_ATTENTION_PLANNER_BUILDER_H
 
-#include "base/plan.h"
+#include "engine/attention/processor.h"
 
 HD_BEGIN_DECLS
 
@@ -31,6 +31,14 @@ typedef struct hd_plan_builder {
 /* Empty. memory: NULL, or [bytes], borrowed, aligned to 64. */
 void hd_plan_builder_init(hd_plan_builder *b, void *memory, size_t bytes);
 void hd_plan_builder_free(hd_plan_builder *b);
+
+/* A builder over malloc on the heap, for hd_prepare_ctx.made; destroy is a class's `release` and
+ * takes NULL. */
+HD_CHECKED hd_status hd_plan_builder_create(hd_plan_builder **out);
+void hd_plan_builder_destroy(void *builder);
+/* A class's `plan`: what is built in ctx->made for every active row; made NULL: dense. */
+HD_CHECKED hd_status hd_plan_give_built(const hd_hook_ctx *ctx, const hd_tokens *tokens,
+                                        const hd_plan **plan);
 
 /* `count` zeroed elements of `size` bytes that live as long as the plan; NULL (with a message) if
  * there is no memory. */
