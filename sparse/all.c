@@ -2,12 +2,7 @@
 #include "sparse/all.h"
 
 static const hd_processor_class *const accelerators[] = {
-    &hd_block_causal,
-    &hd_gna,
-    &hd_paro,
-    &hd_proxy,
-    &hd_vmoba,
-    &hd_xattention,
+    &hd_block_causal, &hd_gna, &hd_paro, &hd_proxy, &hd_swin_windows, &hd_vmoba, &hd_xattention,
 };
 
 const hd_processor_list hd_all_accelerators = {HD_COUNT(accelerators), accelerators};

@@ -473,8 +473,6 @@ TEST_CASE("gna: random plans against the definition", "[gna]")
     for (int i = 0; i < 3; i++) {
         tiles.query[i] = r.up_to(4);
         tiles.key[i] = r.up_to(4);
-        CAPTURE(grid.size[i], rules[0][(size_t)i].window, rules[0][(size_t)i].stride,
-                rules[0][(size_t)i].dilation, rules[0][(size_t)i].causal);
     }
     tiles.dynamic = !hd_gna_dilated(&problem.p) && r.coin();
     Plan plan(problem, tiles);
