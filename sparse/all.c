@@ -2,7 +2,8 @@
 #include "sparse/all.h"
 
 static const hd_processor_class *const accelerators[] = {
-    &hd_block_causal, &hd_gna, &hd_paro, &hd_proxy, &hd_swin_windows, &hd_vmoba, &hd_xattention,
+    &hd_agent, &hd_block_causal, &hd_dense, &hd_gna,        &hd_paro,
+    &hd_proxy, &hd_swin_windows, &hd_vmoba, &hd_xattention,
 };
 
 const hd_processor_list hd_all_accelerators = {HD_COUNT(accelerators), accelerators};

@@ -69,6 +69,7 @@ typedef struct hd_prepare_ctx {
     int64_t indicators;          // probe: value channels
     int64_t query_labels, key_labels; // HD_ADDS_SEGMENTS
     void *made; // what prepare made for this site (a static plan, projected keys): release frees it
+    bool idle;  // its parameters leave this site alone, as if "sites" did
 } hd_prepare_ctx;
 
 typedef struct hd_hook_ctx {

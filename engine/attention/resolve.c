@@ -175,6 +175,23 @@ static hd_status prepare_link(const run_site *site, const bool *prepared, run_li
     return check_prepared(link);
 }
 
+// Those that have nothing to do at this site are no part of its chain.
+static void drop_idle(run_site *site)
+{
+    int64_t kept = 0;
+    for (int64_t i = 0; i < site->links; i++) {
+        run_link *link = &site->link[i];
+        const hd_processor_class *class = link->processor->class;
+        if (link->prepared.idle) {
+            if (link->prepared.made && class->release) class->release(link->prepared.made);
+            continue;
+        }
+        link->processor->met_site = true;
+        site->link[kept++] = *link;
+    }
+    site->links = kept;
+}
+
 static hd_status make_links(hd_attention_run *run, const hd_attention_call *call, run_site *site)
 {
     site->link = calloc((size_t)run->processors, sizeof *site->link);
@@ -188,7 +205,6 @@ static hd_status make_links(hd_attention_run *run, const hd_attention_call *call
                                 "(%s) is one processor too many for one site; at most %d",
                                 p->class->name, HD_MAX_LINKS);
         site->link[site->links++].processor = p;
-        p->met_site = true;
     }
     bool prepared[HD_MAX_LINKS] = {false};
     for (int round = 0; round < 2; round++) // those that plan know what the others append
@@ -196,8 +212,9 @@ static hd_status make_links(hd_attention_run *run, const hd_attention_call *call
             run_link *link = &site->link[i];
             if ((link->processor->class->plan != NULL) != (round == 1)) continue;
             HD_TRY(prepare_link(site, prepared, link, call));
-            prepared[i] = true;
+            prepared[i] = !link->prepared.idle;
         }
+    drop_idle(site);
     return HD_OK;
 }
 

@@ -31,8 +31,11 @@ void sdpa_lay_out_keys(const sdpa_run *run, sdpa_row *row)
         row->tail = plan->grid[0] * plan->grid[1] * row->line;
     } else if (plan->key_bound) { // at worst every tile lacks all but one of its last unit
         row->tail = units_of(run, plan->key_ranks + plan->key_tiles * (unit - 1)) * unit;
-    } else {
-        row->tail = plan->key_tiles * units_of(run, plan->key_tile) * unit;
+    } else if (plan->key_tiles > 0) {
+        const int64_t last = plan->key_tiles - 1;
+        row->tail = (last * units_of(run, plan->key_tile) +
+                     units_of(run, plan->key_ranks - last * plan->key_tile)) *
+                    unit;
     }
     row->proxy = row->tail + units_of(run, run->keys - plan->key_ranks) * unit;
     row->positions = row->proxy;

@@ -171,18 +171,22 @@ TEST_CASE("hooks: the explicit map computes attention, every form of the scores,
     }
     SECTION("all forms, on the rows named")
     {
-        TestRun run(list, use("{\"use\": \"forms\", \"branches\": [\"cond\"]}|look"));
-        REQUIRE_OK(run.status);
-        REQUIRE_OK(c.dry(run));
-        auto out = c.act(run);
-        CHECK(plain_error(c, out, 0) < 1e-5);
-        double worst = error_f64(c, out, 1, [&](int64_t h, int64_t i) {
-            auto p = softmax_f64(c.Lk, [&](int64_t j) { return formed(c, 1, h, i, j); });
-            for (int64_t j = 0; j < c.Lk; j++)
-                p[(size_t)j] *= 1.0 + 0.1 * (double)(i % 2 + 2 * (j % 3)); // the gain
-            return p;
-        });
-        CHECK(worst < 1e-5);
+        for (const char *kernel : {"|look", ""}) { // the map's, and the streaming one
+            INFO(kernel);
+            TestRun run(
+                list, use("{\"use\": \"forms\", \"branches\": [\"cond\"]}" + std::string(kernel)));
+            REQUIRE_OK(run.status);
+            REQUIRE_OK(c.dry(run));
+            auto out = c.act(run);
+            CHECK(plain_error(c, out, 0) < 1e-5);
+            double worst = error_f64(c, out, 1, [&](int64_t h, int64_t i) {
+                auto p = softmax_f64(c.Lk, [&](int64_t j) { return formed(c, 1, h, i, j); });
+                for (int64_t j = 0; j < c.Lk; j++)
+                    p[(size_t)j] *= 1.0 + 0.1 * (double)(i % 2 + 2 * (j % 3)); // the gain
+                return p;
+            });
+            CHECK(worst < 1e-5);
+        }
     }
     SECTION("causal")
     {
@@ -263,7 +267,7 @@ TEST_CASE("hooks: the map in bf16", "[attention][hooks]")
 TEST_CASE("hooks: each probe has its own channels, and changes no byte of the result",
           "[attention][hooks]")
 {
-    const bool mapped = true;
+    const bool mapped = GENERATE(true, false);
     std::vector<float> seen[2];
     auto make = [&seen](int n, int64_t channels) {
         TestClass t;
@@ -460,6 +464,12 @@ TEST_CASE("hooks: a plan per row, dense where it is not given", "[attention][hoo
     auto out = c.act(run, 2);
     CHECK(diagonal_error(c, out, 0, 4) < 1e-5);
     CHECK(plain_error(c, out, 0) > 1e-2);
+    TestCall two(2, 12, 12, 2, 8);
+    TestRun rows(list, use("{\"use\": \"diagonal\", \"branches\": [\"cond\"]}"));
+    REQUIRE_OK(two.dry(rows));
+    out = two.act(rows);
+    CHECK(plain_error(two, out, 0) < 1e-5);
+    CHECK(diagonal_error(two, out, 1, 4) < 1e-5);
 }
 
 TEST_CASE("hooks: engine fields of a plan, and only of a plan", "[attention][hooks]")
@@ -516,9 +526,10 @@ TEST_CASE("hooks: rows whose keys are edited are dense if the preset says so", "
     // on other rows, or at other steps, they do not meet
     TestRun apart(list, use("{\"use\": \"diagonal\", \"branches\": [\"uncond\"]}" + edit));
     REQUIRE_OK(c.dry(apart));
-    TestRun dense(list, use("{\"use\": \"diagonal\", \"on_edit\": \"dense\"}|doubles"));
+    TestRun dense(list, use("{\"use\": \"diagonal\", \"on_edit\": \"dense\"}" + edit));
     REQUIRE_OK(c.dry(dense));
     auto out = c.act(dense);
+    CHECK(diagonal_error(c, out, 0, 4) < 1e-5);
     CHECK(error_f64(c, out, 1, [&](int64_t h, int64_t i) {
               return softmax_f64(c.Lk, [&](int64_t j) { return 2 * score_f64(c, 1, h, i, j); });
           }) < 1e-5);
