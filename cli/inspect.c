@@ -3,7 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "cli/command.h"
+#include "cli/inspect_chain.h"
 #include "engine/options/json.h"
 
 static const hd_option inspect_options[] = {
@@ -145,6 +145,8 @@ static hd_status inspect_path(const hd_args *args)
 
 static int inspect(const hd_command *command, int argc, char **argv)
 {
+    if (argc > 0 && strcmp(argv[0], "chain") == 0)
+        return hd_command_inspect_chain.run(&hd_command_inspect_chain, argc - 1, argv + 1);
     hd_args args = {0};
     hd_status status = hd_args_parse(&args, command->options, argc, argv);
     if (status != HD_OK) return hd_command_fail(status, command, hd_command_wants_json(argc, argv));
@@ -159,10 +161,12 @@ static int inspect(const hd_command *command, int argc, char **argv)
 
 const hd_command hd_command_inspect = {
     .name = "inspect",
-    .usage = "MODEL [options]",
-    .summary = "says what a model's files hold",
-    .details = "MODEL is a folder in diffusers' layout, one component's folder, or a safetensors "
-               "file.",
+    .usage = "MODEL [options] | chain PRESET [options]",
+    .summary = "says what a model's files hold, or who acts where in a run",
+    .details =
+        "MODEL is a folder in diffusers' layout, one component's folder, or a safetensors "
+        "file (./chain for\none of that name). heddle inspect chain --help lists the options "
+        "of chain.",
     .options = inspect_options,
     .run = inspect,
 };

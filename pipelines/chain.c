@@ -57,18 +57,35 @@ static void write_processors(hd_json_writer *w, const generation *g)
     hd_json_write_end(w, ']');
 }
 
+static void write_ranges(hd_json_writer *w, const generation *g, int64_t site)
+{
+    char names[1024], kernel[512];
+    int64_t first, end;
+    hd_json_write_array(w, "ranges");
+    for (int64_t i = 0; hd_attention_run_range(g->attention, site, i, &first, &end, names,
+                                               sizeof names, kernel, sizeof kernel);
+         i++) {
+        hd_json_write_object(w, NULL);
+        hd_json_write_int(w, "first_step", first);
+        hd_json_write_int(w, "end_step", end);
+        hd_json_write_string(w, "processors", names);
+        hd_json_write_string(w, "kernel", kernel);
+        hd_json_write_end(w, '}');
+    }
+    hd_json_write_end(w, ']');
+}
+
 static void write_sites(hd_json_writer *w, const generation *g)
 {
     hd_json_write_array(w, "sites");
     for (int64_t i = 0; i < hd_attention_run_sites(g->attention); i++) {
         const hd_site *site = hd_attention_run_site(g->attention, i);
-        char text[1024];
+        char text[96];
         hd_json_write_object(w, NULL);
         hd_json_write_string(w, "site", hd_site_text(text, sizeof text, site));
         hd_json_write_int(w, "tokens", site->tokens);
         hd_json_write_int(w, "heads", site->heads);
-        hd_json_write_string(w, "chain",
-                             hd_attention_run_chain_text(g->attention, i, text, sizeof text));
+        write_ranges(w, g, i);
         hd_json_write_end(w, '}');
     }
     hd_json_write_end(w, ']');

@@ -149,3 +149,55 @@ char *hd_attention_run_chain_text(const hd_attention_run *run, int64_t index, ch
     if (!say_chosen(&t, run, site)) say(&t, "streaming %s", hd_dtype_name(site->dtype));
     return text;
 }
+
+// The first step behind `step` at which a processor begins or ends; the run's end past the last.
+static int64_t next_change(const hd_attention_run *run, const run_site *site, int64_t step)
+{
+    int64_t next = run->steps;
+    for (int64_t i = 0; i < site->links; i++) {
+        const run_processor *p = site->link[i].processor;
+        if (p->first_step == p->end_step) continue;
+        if (p->first_step > step && p->first_step < next) next = p->first_step;
+        if (p->end_step > step && p->end_step < next) next = p->end_step;
+    }
+    return next;
+}
+
+static void say_kernel(chain_text *t, const run_site *site, int64_t step)
+{
+    bool always = false;
+    const char *gap = "";
+    for (int64_t i = 0; i < site->links; i++) {
+        const run_processor *p = site->link[i].processor;
+        if (step < p->first_step || step >= p->end_step) continue;
+        if (!p->class->map && !p->class->plan) continue;
+        say(t, "%s%s of %s", gap, p->class->map ? "explicit map" : "plan", p->class->name);
+        if (p->plan.rest == HD_REST_PROXY) say(t, " with proxies");
+        if (p->plan.qk == HD_NUMBER_INT8) say(t, " int8 qk");
+        if (p->plan.pv == HD_NUMBER_INT8) say(t, " int8 pv");
+        always |= p->branches == 0;
+        gap = ", ";
+    }
+    if (!always) say(t, "%sstreaming %s", gap[0] ? ", else " : "", hd_dtype_name(site->dtype));
+}
+
+bool hd_attention_run_range(const hd_attention_run *run, int64_t index, int64_t number,
+                            int64_t *first, int64_t *end, char *names, size_t names_bytes,
+                            char *kernel, size_t kernel_bytes)
+{
+    const run_site *site = run->site[index];
+    *first = 0;
+    for (; number > 0 && *first < run->steps; number--)
+        *first = next_change(run, site, *first);
+    if (*first >= run->steps) return false;
+    *end = next_change(run, site, *first);
+    chain_text said = {names, names_bytes, 0}, by = {kernel, kernel_bytes, 0};
+    names[0] = kernel[0] = 0;
+    for (int64_t i = 0; i < site->links; i++) {
+        const run_processor *p = site->link[i].processor;
+        if (*first < p->first_step || *first >= p->end_step) continue;
+        say(&said, "%s%s", said.used ? ", " : "", p->class->name);
+    }
+    say_kernel(&by, site, *first);
+    return true;
+}

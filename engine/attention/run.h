@@ -42,6 +42,12 @@ const hd_site *hd_attention_run_site(const hd_attention_run *run, int64_t index)
 char *hd_attention_run_chain_text(const hd_attention_run *run, int64_t index, char *text,
                                   size_t bytes);
 
+/* Range `number` (from 0) of a site's steps in which the same processors act: steps first .. end -
+ * 1, their names in order ("" for none) and the kernel, in words. false past the last range. */
+bool hd_attention_run_range(const hd_attention_run *run, int64_t index, int64_t number,
+                            int64_t *first, int64_t *end, char *names, size_t names_bytes,
+                            char *kernel, size_t kernel_bytes);
+
 /* One call as it was in the end, for those who look on: capture, calibration, benchmarks. All is
  * borrowed until the watch returns. */
 typedef struct hd_attention_seen {
