@@ -10,6 +10,7 @@ extern const hd_processor_class hd_agent;        // sparse/agent.c
 extern const hd_processor_class hd_block_causal; // sparse/block_causal.c
 extern const hd_processor_class hd_dense;        // sparse/dense.c
 extern const hd_processor_class hd_gna;          // sparse/gna.c
+extern const hd_processor_class hd_kv_cache;     // sparse/kv_cache.c
 extern const hd_processor_class hd_paro;         // sparse/paro.c
 extern const hd_processor_class hd_proxy;        // sparse/proxy.c
 extern const hd_processor_class hd_swin_windows; // sparse/swin_windows.c

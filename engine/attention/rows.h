@@ -76,6 +76,9 @@ typedef struct hd_step {
     int64_t index, count;
     double timestep, sigma;
     hd_phase phase;
+    // Of a video made block by block: the frame that the call's grid begins with, and how many
+    // there will be (-1: no end); frames 0: it is not.
+    int64_t frame, frames;
 } hd_step;
 
 HD_END_DECLS
