@@ -9,6 +9,7 @@ HD_BEGIN_DECLS
 extern const hd_processor_class hd_agent;        // sparse/agent.c
 extern const hd_processor_class hd_block_causal; // sparse/block_causal.c
 extern const hd_processor_class hd_dense;        // sparse/dense.c
+extern const hd_processor_class hd_dynamic_mask; // sparse/dynamic_mask.c
 extern const hd_processor_class hd_gna;          // sparse/gna.c
 extern const hd_processor_class hd_kv_cache;     // sparse/kv_cache.c
 extern const hd_processor_class hd_paro;         // sparse/paro.c

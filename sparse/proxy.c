@@ -89,7 +89,6 @@ static hd_status proxy_check(void *params)
 // What a site needs at every call.
 typedef struct proxy_site {
     hd_tiling *tiling;
-    int64_t windows[3]; // along each axis
     int64_t heads, words;
     uint64_t *ring;     // [tiles][words]
     int64_t *row_start; // the list, if no window is chosen online
@@ -133,18 +132,6 @@ static void proxy_release(void *made)
     free(site);
 }
 
-static int64_t proxy_apart(const proxy_site *site, int64_t a, int64_t b)
-{
-    int64_t most = 0;
-    for (int i = 2; i >= 0; i--) {
-        int64_t d = llabs(a % site->windows[i] - b % site->windows[i]);
-        if (d > most) most = d;
-        a /= site->windows[i];
-        b /= site->windows[i];
-    }
-    return most;
-}
-
 // The windows of every ring, as bits and as a list.
 static hd_status proxy_rings(proxy_site *site, int64_t ring)
 {
@@ -157,7 +144,7 @@ static hd_status proxy_rings(proxy_site *site, int64_t ring)
         return hd_fail(HD_ERR_NOMEM, "no memory for %lld windows", (long long)tiles);
     for (int64_t a = 0; a < tiles; a++)
         for (int64_t b = 0; b < tiles; b++)
-            if (proxy_apart(site, a, b) < ring) {
+            if (hd_tiling_apart(site->tiling, a, b) < ring) {
                 hd_bit_set(site->ring + a * site->words, b);
                 entries++;
             }
@@ -180,8 +167,6 @@ static hd_status proxy_make(proxy_site *site, const proxy *p, const hd_attention
     HD_TRY(hd_grid_of_call(&grid, call));
     const int64_t *size = p->size[0] ? p->size : grid.size[0] == 1 ? picture : video;
     hd_tiling_options options = {.box = {size[0], size[1], size[2]}};
-    for (int i = 0; i < 3; i++)
-        site->windows[i] = (grid.size[i] + size[i] - 1) / size[i];
     site->heads = call->q.dim[2];
     HD_TRY(hd_tiling_create(&site->tiling, call, options));
     return proxy_rings(site, p->ring);
@@ -192,7 +177,12 @@ static hd_status proxy_prepare(hd_prepare_ctx *ctx)
     const proxy *p = ctx->params;
     proxy_site *site = calloc(1, sizeof *site);
     if (!site) return hd_fail(HD_ERR_NOMEM, "no memory for the site");
-    hd_status status = proxy_make(site, p, ctx->call);
+    hd_status status = HD_OK;
+    if (ctx->rest != HD_REST_PROXY)
+        status = hd_fail(HD_ERR_ARGUMENT, "rest is \"drop\"; far windows without their proxies are "
+                                          "another method: leave \"rest\" out, or use "
+                                          "\"swin_windows\" or \"gna\"");
+    if (status == HD_OK) status = proxy_make(site, p, ctx->call);
     if (status != HD_OK) {
         proxy_release(site);
         return status;
@@ -284,4 +274,5 @@ const hd_processor_class hd_proxy = {
     .prepare = proxy_prepare,
     .plan = proxy_plan,
     .release = proxy_release,
+    .rest = HD_REST_PROXY,
 };

@@ -128,12 +128,6 @@ typedef struct xattention_site {
     double *tau; // [heads]
 } xattention_site;
 
-// A list of an earlier step.
-typedef struct xattention_memory {
-    int64_t made; // the step after the one that made it; 0: none
-    int64_t entries;
-} xattention_memory;
-
 typedef struct xattention_room {
     hd_xattention_room score;
     float *weight;  // per share: [tiles]
@@ -229,16 +223,16 @@ static hd_status xattention_prepare(hd_prepare_ctx *ctx)
         xattention_release(site);
         return status;
     }
-    hd_room rows = {0}, shared = {0}, state = {0};
+    hd_room rows = {0}, shared = {0};
     for (int64_t b = 0; b < ctx->call->q.dim[0]; b++) {
         shared.used = 0;
         xattention_take(&rows, &shared, site, p, ctx->call->q.dim[3]);
     }
     hd_room_take(&rows, 1, 1); // shared begins aligned
     ctx->scratch_bytes = rows.used + shared.used + 64;
-    hd_room_take(&state, 1, sizeof(xattention_memory));
-    hd_lists_take(&state, site->heads, site->tiling->tiles, site->tiling->tiles);
-    if (p->reuse > 0) ctx->state_bytes = state.used;
+    if (p->reuse > 0)
+        ctx->state_bytes =
+            hd_lists_state_bytes(site->heads, site->tiling->tiles, site->tiling->tiles);
     ctx->made = site;
     return HD_OK;
 }
@@ -291,39 +285,6 @@ static hd_status xattention_row_plan(const hd_hook_ctx *ctx, const hd_tokens *to
     return hd_lists_fill(ctx->ex, &r->lists, site->heads, r->kept, r->plan);
 }
 
-// A list of an earlier step that still serves: the plan points into the row's state.
-static bool xattention_recall(const hd_hook_ctx *ctx, int64_t row, hd_plan *plan)
-{
-    const xattention *p = ctx->params;
-    const xattention_site *site = ctx->made;
-    const int64_t step = ctx->call->forward->step.index;
-    if (p->reuse == 0 || !ctx->state[row]) return false;
-    hd_room room = {ctx->state[row], 0};
-    const xattention_memory *memory = hd_room_take(&room, 1, sizeof *memory);
-    const int64_t tiles = site->tiling->tiles;
-    const hd_lists lists = hd_lists_take(&room, site->heads, tiles, tiles);
-    if (memory->made == 0 || step < memory->made - 1 || step > memory->made - 1 + p->reuse)
-        return false;
-    plan->heads = site->heads;
-    plan->row_start = lists.row_start;
-    plan->visit = lists.visit;
-    return true;
-}
-
-static void xattention_remember(const hd_hook_ctx *ctx, int64_t row, const hd_plan *plan)
-{
-    const xattention *p = ctx->params;
-    const xattention_site *site = ctx->made;
-    if (p->reuse == 0 || !ctx->state[row]) return;
-    hd_room room = {ctx->state[row], 0};
-    xattention_memory *memory = hd_room_take(&room, 1, sizeof *memory);
-    const int64_t tiles = site->tiling->tiles, rows = site->heads * tiles;
-    const hd_lists lists = hd_lists_take(&room, site->heads, tiles, tiles);
-    memcpy(lists.row_start, plan->row_start, (size_t)(rows + 1) * sizeof *lists.row_start);
-    memcpy(lists.visit, plan->visit, (size_t)plan->row_start[rows] * sizeof *lists.visit);
-    memory->made = ctx->call->forward->step.index + 1;
-}
-
 static hd_status xattention_plan(const hd_hook_ctx *ctx, const hd_tokens *tokens,
                                  const hd_plan **plan)
 {
@@ -343,9 +304,10 @@ static hd_status xattention_plan(const hd_hook_ctx *ctx, const hd_tokens *tokens
             xattention_take(&row_room, &shared_room, site, p, tokens->q.dim[3]);
         if (!ctx->active[b]) continue;
         HD_TRY(hd_tiling_plan(site->tiling, tokens->q.dim[1], tokens->k.dim[1], r.plan));
-        if (!xattention_recall(ctx, b, r.plan)) {
+        const int64_t step = ctx->call->forward->step.index;
+        if (!hd_lists_recall(ctx->state[b], step, p->reuse, site->heads, r.plan)) {
             HD_TRY(xattention_row_plan(ctx, tokens, b, &r));
-            xattention_remember(ctx, b, r.plan);
+            hd_lists_remember(ctx->state[b], step, r.plan);
         }
         plan[b] = r.plan;
     }

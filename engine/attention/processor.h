@@ -164,7 +164,8 @@ typedef struct hd_processor_class {
     hd_status (*map)(const hd_hook_ctx *ctx, hd_attention_map *map); // the last resort
     hd_status (*output)(const hd_hook_ctx *ctx, hd_attention_output *output);
     void (*release)(void *made);
-    bool static_plan; // made from shapes alone: with edited keys refused unless "on_edit" says
+    hd_plan_rest rest; // of a class with a plan: what "rest" is if the preset does not say
+    bool static_plan;  // made from shapes alone: with edited keys refused unless "on_edit" says
                       // "dense"
     // Beside the call: engine/attention/beside.h. Any may be NULL.
     hd_status (*branches)(hd_branches_ctx *ctx);

@@ -142,6 +142,7 @@ static hd_status read_params(run_processor *p, const char *name)
     HD_TRY(hd_params_read(class->params, p->params, p->node,
                           class->plan ? fields : fields_without_plan));
     HD_TRY(hd_params_default(hd_plan_params, &p->plan));
+    p->plan.rest = class->rest;
     if (class->plan) HD_TRY(hd_params_read_known(hd_plan_params, &p->plan, p->node));
     return check_params(p, name);
 }

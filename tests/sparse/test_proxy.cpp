@@ -5,7 +5,7 @@
 #include "engine/attention/planner/builder.h"
 #include "sparse/all.h"
 #include "support/catch.h"
-#include "support/planning.h"
+#include "support/field.h"
 
 namespace
 {
@@ -224,4 +224,36 @@ TEST_CASE("proxy: what the kernel or the grid cannot do is refused", "[sparse][p
     refused(R"({"variance_correction": true})", "variance_correction");
     in.call.q_layout = hd_layout_text(64);
     refused("{}", "queries are not one grid");
+}
+
+TEST_CASE("proxy: what each part brings on a smooth field", "[sparse][proxy]")
+{
+    const bool sharp = GENERATE(false, true);
+    PlanInput::Shape shape;
+    shape.height = 32, shape.width = 32, shape.dim = 64;
+    PlanInput in(shape);
+    fill_field(in, 4, sharp ? 2.0 : 0.75);
+    Run ex;
+    const std::vector<double> dense = dense_attention(in);
+    auto error = [&](const std::string &json, const ProxyForm &form = {}, bool drop = false) {
+        Planning p(hd_proxy, "{\"window\": [1, 4, 4], \"ring\": 1, " + json + "}", in);
+        PlanMeaning m = p.meaning(&ex);
+        if (drop) m.proxy.assign(m.proxy.size(), 0);
+        return relative_l1(attention_over(in, m, 0, 0, form), dense);
+    };
+    ProxyForm uncounted, random;
+    uncounted.counted = false;
+    Planning p(hd_proxy, R"({"window": [1, 4, 4]})", in);
+    for (auto &tile : p.meaning(&ex).tile_tokens)
+        random.token.push_back(tile[random.token.size() * 7 % 16]);
+    const double local = error("\"topk\": 0", {}, true), counted = error("\"topk\": 0");
+    CHECK(counted < error("\"topk\": 0", random));
+    if (!sharp) {
+        CHECK(error("\"topk\": 0", uncounted) < local);
+        CHECK(2 * counted < error("\"topk\": 0", uncounted));
+        // a few tiles and proxies for the rest beat many tiles alone
+        CHECK(error("\"topk\": 4") < error("\"topk\": 16", {}, true));
+    }
+    CHECK(error("\"topk\": 16") < error("\"topk\": 16", {}, true));
+    CHECK(error("\"topk\": 32") < error("\"topk\": 32", {}, true));
 }

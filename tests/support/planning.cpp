@@ -99,6 +99,7 @@ Planning::Planning(const hd_processor_class &kind, const std::string &json, Plan
     if (status == HD_OK) {
         prepared.params = params_.get();
         prepared.call = &input.call;
+        prepared.rest = kind.rest;
         status = kind.prepare(&prepared);
     }
     if (status != HD_OK) {
@@ -152,65 +153,109 @@ PlanMeaning Planning::meaning(const hd_exec *ex, int64_t row, int64_t head, int6
 namespace
 {
 
-struct Key {
-    std::vector<double> k, v;
-    double bias;
+// One row and head, token after token.
+struct Head {
+    int64_t dim;
+    double scale;
+    std::vector<double> q, k, v;
+
+    Head(const PlanInput &in, int64_t row, int64_t head) : dim(in.dim), scale((double)in.call.scale)
+    {
+        for (int64_t t = 0; t < in.tokens; t++)
+            for (int64_t d = 0; d < in.dim; d++) {
+                q.push_back(in.q_at(row, t, head, d));
+                k.push_back(in.k_at(row, t, head, d));
+                v.push_back(in.v_at(row, t, head, d));
+            }
+    }
+    double score(int64_t query, const double *key) const
+    {
+        const double *a = &q[(size_t)(query * dim)];
+        double dot = 0;
+        for (int64_t d = 0; d < dim; d++)
+            dot += a[d] * key[d];
+        return dot * scale;
+    }
+    // the mean of some tokens of k or v
+    std::vector<double> mean(const std::vector<double> &x, const std::vector<int64_t> &of) const
+    {
+        std::vector<double> m((size_t)dim);
+        for (int64_t t : of)
+            for (int64_t d = 0; d < dim; d++)
+                m[(size_t)d] += x[(size_t)(t * dim + d)] / (double)of.size();
+        return m;
+    }
 };
 
-// The softmax of one query over a list of keys.
-void attend(const PlanInput &in, int64_t row, int64_t head, int64_t query,
-            const std::vector<Key> &keys, double *out)
+// Scores to weights.
+void softmax(std::vector<double> &score)
 {
-    std::vector<double> score(keys.size());
     double most = -INFINITY, sum = 0;
-    for (size_t j = 0; j < keys.size(); j++) {
-        double dot = 0;
-        for (int64_t d = 0; d < in.dim; d++)
-            dot += in.q_at(row, query, head, d) * keys[j].k[(size_t)d];
-        score[j] = dot * (double)in.call.scale + keys[j].bias;
-        most = std::fmax(most, score[j]);
-    }
+    for (double s : score)
+        most = std::fmax(most, s);
     for (double &s : score)
         sum += s = std::exp(s - most);
-    for (int64_t d = 0; d < in.dim; d++) {
-        out[d] = 0;
-        for (size_t j = 0; j < keys.size(); j++)
-            out[d] += score[j] / sum * keys[j].v[(size_t)d];
-    }
-}
-
-Key mean_key(const PlanInput &in, int64_t row, int64_t head, const std::vector<int64_t> &tokens)
-{
-    Key key{std::vector<double>((size_t)in.dim), std::vector<double>((size_t)in.dim),
-            std::log((double)tokens.size())};
-    for (int64_t t : tokens)
-        for (int64_t d = 0; d < in.dim; d++) {
-            key.k[(size_t)d] += in.k_at(row, t, head, d) / (double)tokens.size();
-            key.v[(size_t)d] += in.v_at(row, t, head, d) / (double)tokens.size();
-        }
-    return key;
+    for (double &s : score)
+        s /= sum;
 }
 
 } // namespace
 
 std::vector<double> attention_over(const PlanInput &in, const PlanMeaning &meaning, int64_t row,
-                                   int64_t head)
+                                   int64_t head, const ProxyForm &form)
 {
+    const Head h(in, row, head);
     std::vector<double> out((size_t)(in.tokens * in.dim));
-    std::vector<Key> token, proxy;
-    for (int64_t t = 0; t < in.tokens; t++)
-        token.push_back(mean_key(in, row, head, {t}));
-    for (const auto &tile : meaning.tile_tokens)
-        proxy.push_back(mean_key(in, row, head, tile));
+    std::vector<std::vector<double>> k, v;
+    std::vector<double> bias;
+    for (size_t t = 0; t < meaning.tile_tokens.size(); t++) {
+        std::vector<int64_t> of = meaning.tile_tokens[t];
+        bias.push_back(form.counted ? std::log((double)of.size()) : 0.0);
+        if (!form.token.empty()) of = {form.token[t]};
+        k.push_back(h.mean(h.k, of));
+        v.push_back(h.mean(h.v, of));
+    }
     for (int64_t i = 0; i < in.tokens; i++) {
-        std::vector<Key> keys;
-        for (int64_t j = 0; j < in.tokens; j++)
-            if (meaning.at(i, j)) keys.push_back(token[(size_t)j]);
-        for (int64_t t = 0; t < meaning.tiles; t++)
-            if (meaning.proxy[(size_t)(i * meaning.tiles + t)]) keys.push_back(proxy[(size_t)t]);
-        if (!keys.empty()) attend(in, row, head, i, keys, &out[(size_t)(i * in.dim)]);
+        std::vector<const double *> value;
+        std::vector<double> weight;
+        for (int64_t j = 0; j < in.tokens; j++) {
+            if (!meaning.at(i, j)) continue;
+            weight.push_back(h.score(i, &h.k[(size_t)(j * in.dim)]));
+            value.push_back(&h.v[(size_t)(j * in.dim)]);
+        }
+        for (size_t t = 0; t < (size_t)meaning.tiles; t++) {
+            if (!meaning.proxy[(size_t)(i * meaning.tiles) + t]) continue;
+            weight.push_back(h.score(i, k[t].data()) + bias[t]);
+            value.push_back(v[t].data());
+        }
+        softmax(weight);
+        double *o = &out[(size_t)(i * in.dim)];
+        for (size_t j = 0; j < weight.size(); j++)
+            for (int64_t d = 0; d < in.dim; d++)
+                o[d] += weight[j] * value[j][d];
     }
     return out;
+}
+
+std::vector<std::vector<double>> attention_map(const PlanInput &in, int64_t row, int64_t head)
+{
+    const Head h(in, row, head);
+    std::vector<std::vector<double>> map((size_t)in.tokens);
+    for (int64_t i = 0; i < in.tokens; i++) {
+        for (int64_t j = 0; j < in.tokens; j++)
+            map[(size_t)i].push_back(h.score(i, &h.k[(size_t)(j * in.dim)]));
+        softmax(map[(size_t)i]);
+    }
+    return map;
+}
+
+double retained_mass(const std::vector<std::vector<double>> &map, const PlanMeaning &meaning)
+{
+    double mass = 0;
+    for (size_t i = 0; i < map.size(); i++)
+        for (size_t j = 0; j < map.size(); j++)
+            mass += meaning.at((int64_t)i, (int64_t)j) ? map[i][j] / (double)map.size() : 0;
+    return mass;
 }
 
 std::vector<double> dense_attention(const PlanInput &in, int64_t row, int64_t head)

@@ -66,10 +66,21 @@ class Planning
     std::vector<std::unique_ptr<void, Free>> state_;
 };
 
+/* What stands for a tile that is not seen. */
+struct ProxyForm {
+    bool counted = true;        // ln(tokens) is added to its score
+    std::vector<int64_t> token; // [tiles]: a token of it; empty: the mean
+};
+
 /* Attention over a meaning, [tokens][dim]: keys that are seen and, where the meaning has proxies,
- * one mean key and value per tile with ln(tokens). */
+ * one key and value per tile. */
 std::vector<double> attention_over(const PlanInput &input, const PlanMeaning &meaning,
-                                   int64_t row = 0, int64_t head = 0);
+                                   int64_t row = 0, int64_t head = 0, const ProxyForm &form = {});
+/* The weights of all keys for every query, dense: [tokens][tokens]. */
+std::vector<std::vector<double>> attention_map(const PlanInput &input, int64_t row = 0,
+                                               int64_t head = 0);
+/* The mean over queries of the weight, in a dense map, of what they see. */
+double retained_mass(const std::vector<std::vector<double>> &map, const PlanMeaning &meaning);
 /* The same where everything is seen. */
 std::vector<double> dense_attention(const PlanInput &input, int64_t row = 0, int64_t head = 0);
 /* sum |a - b| / sum |b| */

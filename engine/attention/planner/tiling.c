@@ -45,6 +45,8 @@ static hd_status tiling_make(hd_tiling *t, const hd_attention_call *call, hd_til
     const hd_cut cut[3] = {{.extent = o.box[0]}, {.extent = o.box[1]}, {.extent = o.box[2]}};
     const int64_t boxes = o.box[0] ? hd_order_boxes(&t->grid, cut) : 0;
     int32_t *box = o.box[0] ? malloc(((size_t)boxes + 1) * sizeof *box) : NULL;
+    for (int i = 0; i < 3 && box; i++)
+        t->boxes[i] = hd_cut_pieces(cut[i], t->grid.size[i]);
     t->ranks = o.text ? most : inside;
     t->order_room = 2 * most + 4096;
     t->order = malloc((size_t)t->order_room * sizeof *t->order);
@@ -108,6 +110,17 @@ hd_status hd_tiling_plan(const hd_tiling *t, int64_t queries, int64_t keys, hd_p
                       .grid = {t->grid.size[0], t->grid.size[1], t->grid.size[2]},
                       .grid_token = t->grid.token};
     return HD_OK;
+}
+
+int64_t hd_tiling_apart(const hd_tiling *t, int64_t a, int64_t b)
+{
+    int64_t most = 0;
+    for (int i = 2; i >= 0; i--) {
+        most = larger(most, llabs(a % t->boxes[i] - b % t->boxes[i]));
+        a /= t->boxes[i];
+        b /= t->boxes[i];
+    }
+    return most;
 }
 
 hd_planner_tokens hd_tiling_tokens(const hd_tiling *t, hd_tensor x, int64_t row, int64_t head,

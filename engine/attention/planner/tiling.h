@@ -16,6 +16,7 @@ typedef struct hd_tiling {
     hd_grid grid;
     int64_t ranks;       // tokens in tiles
     int64_t tiles, tile; // how many; tokens of the longest
+    int64_t boxes[3];    // along each axis, of boxes that are tiles each
     int64_t order_room;  // tokens that `order` has room for
     int32_t *order;      // [order_room] token of a rank
     int32_t *bound;      // [tiles + 1] first rank of each tile
@@ -42,6 +43,9 @@ static inline int64_t hd_tiling_count(const hd_tiling *tiling, int64_t tile)
 {
     return tiling->bound[tile + 1] - tiling->bound[tile];
 }
+
+/* How far apart two boxes are, on the axis where they are farthest, in boxes. */
+int64_t hd_tiling_apart(const hd_tiling *tiling, int64_t a, int64_t b);
 
 /* One row and head of q, k or v; `head` is a query head: keys may have fewer. */
 hd_planner_tokens hd_tiling_tokens(const hd_tiling *tiling, hd_tensor t, int64_t row, int64_t head,
