@@ -79,6 +79,7 @@ static hd_status prepare(trial *t, const hd_bench_row *row)
     HD_TRY(status);
     if (hd_json_count(chain)) t->result->figure[HD_BENCH_SETUP_MS] = (hd_seconds() - begin) * 1e3;
     t->ex = *shared;
+    t->ex.arena = NULL;
     return hd_arena_create(&t->ex.arena, bytes);
 }
 

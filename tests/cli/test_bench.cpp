@@ -54,6 +54,23 @@ TEST_CASE("heddle bench attention: random and scaled", "[cli]")
     CHECK(holds(said.out, "f32"));
 }
 
+TEST_CASE("heddle bench model: a step of the starter model", "[cli]")
+{
+    Folder f;
+    Said said = heddle(f.path(), {"bench", "model", "-m", source_path("models/starter-image"),
+                                  "--rows", "temperature", "--precision", "f32", "--repeat", "1",
+                                  "--pictures", "1", "--steps", "1", "--json", "a.json"});
+    INFO(said.err);
+    CHECK(said.code == 0);
+    CHECK(holds(said.out, "a guided step, 16x16 tokens at the first level"));
+    CHECK(holds(said.out, "PSNR"));
+    CHECK(holds(said.out, "\ntemperature"));
+    CHECK(holds(f.read("a.json"), "\"bench\": \"model\""));
+    Said none = heddle(f.path(), {"bench", "model", "-m", "absent"});
+    CHECK(none.code == 1);
+    CHECK(holds(none.err, "absent"));
+}
+
 TEST_CASE("heddle bench: a wrong command line ends with 2 and says what is right", "[cli]")
 {
     Folder f;
