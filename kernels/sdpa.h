@@ -35,8 +35,10 @@ typedef struct hd_sdpa_head {
     const float *indicator;
     float *probed; // their sums
     int64_t indicator_stride, probed_stride;
-    const hd_plan *plan; // never NULL
-    int64_t number;      // of the head, in the plan
+    const float *key_mean;      // [D] int8 scores: taken off the keys; NULL: none
+    const float *value_largest; // [Dv] int8 values: the magnitudes that 127 stands for; NULL: none
+    const hd_plan *plan;        // never NULL
+    int64_t number;             // of the head, in the plan
 } hd_sdpa_head;
 
 /* The queries of ranks first .. first + count - 1, all of them of one query tile of the plan
@@ -44,6 +46,15 @@ typedef struct hd_sdpa_head {
  * Returns the entries visited. */
 int64_t hd_sdpa_reference(const hd_sdpa_head *head, int64_t query_tile, int64_t first,
                           int64_t count, double *scratch);
+/* The same in int8 as plain integers (kernels/reference/sdpa_int8.c): what the codes are made with,
+ * those of [D] and [Dv] not NULL; q . k of a query and of a token's key or (not NULL) a mean key;
+ * a value of channel d as its code says; the rounding of the probabilities exp(score - max) of some
+ * scores, which become weights, and their sum. */
+void hd_sdpa_reference_measure(const hd_sdpa_head *head, float *key_mean, float *value_largest);
+double hd_sdpa_reference_int8_dot(const hd_sdpa_head *head, int64_t query, int64_t key,
+                                  const double *mean);
+double hd_sdpa_reference_int8_value(const hd_sdpa_head *head, int64_t d, float value);
+double hd_sdpa_reference_int8_weights(double *score, int64_t count, double max);
 int64_t hd_sdpa_reference_doubles(const hd_plan *plan, int64_t all_keys, int64_t dim,
                                   int64_t channels);
 

@@ -20,37 +20,12 @@ enum { LEAST_TILE = 8 };
 // Below this many multiply-adds waking other threads costs more than they save.
 static const double alone_below = 1e6;
 
-static const hd_sdpa_kernel *choose_kernel(const hd_exec *ex, hd_dtype dtype)
-{
-    static const struct {
-        unsigned needs;
-        bool bf16_only;
-        const hd_sdpa_kernel *kernel;
-    } variants[] = {
-#if HD_WITH_AVX512_BF16
-        {HD_CPU | HD_AVX512_BF16, true, &hd_sdpa_avx512bf16},
-#endif
-#if HD_WITH_AVX512
-        {HD_CPU | HD_AVX512, false, &hd_sdpa_avx512},
-#endif
-#if HD_WITH_AVX2
-        {HD_CPU | HD_AVX2, false, &hd_sdpa_avx2},
-#endif
-        {HD_CPU, false, NULL},
-    };
-    for (size_t i = 0; i < HD_COUNT(variants); i++)
-        if (hd_exec_has(ex, variants[i].needs) && (dtype == HD_BF16 || !variants[i].bf16_only))
-            return variants[i].kernel;
-    return NULL;
-}
-
 // How many queries go through the keys together.
 static int64_t choose_item_queries(const sdpa_run *run)
 {
     const int64_t block = HD_SDPA_MAX_QUERIES;
     if (!run->kernel) return block;
-    const int64_t units = sdpa_parts(run->dim, run->kernel->unit);
-    const int64_t bytes = (units + run->value_dim) * (int64_t)sizeof(float);
+    const int64_t bytes = (sdpa_depth(run) + run->value_dim) * (int64_t)sizeof(float);
     const int64_t row_blocks = run->heads * sdpa_parts(run->queries, block);
     const int64_t most = sdpa_smaller(ITEM_BYTES / bytes, ITEM_QUERIES) / block;
     return sdpa_larger(sdpa_smaller(row_blocks / ROW_ITEMS, most), 1) * block;
@@ -138,6 +113,7 @@ static hd_status take_memory(const hd_exec *ex, sdpa_run *run)
     for (int64_t b = 0; b < run->rows; b++) {
         sdpa_row stand_in, *row = ex->recording ? &stand_in : &run->row[b];
         lay_out_row(run, b, row, ex->recording);
+        HD_TRY(sdpa_take_measured(ex, run, row));
         if (run->kernel) HD_TRY(sdpa_take_keys(ex, run, row));
     }
     if (run->kernel) run->scratch_bytes = sdpa_item_bytes(run);
@@ -191,6 +167,7 @@ static hd_status run_items(const hd_exec *ex, sdpa_run *run)
     double work = (double)run->rows * (double)run->heads * (double)run->queries *
                   (double)run->keys * (double)(run->dim + run->value_dim);
     hd_pool *pool = work < alone_below ? NULL : ex->pool;
+    HD_TRY(sdpa_measure(pool, run));
     if (run->kernel) HD_TRY(sdpa_pack_keys(pool, run));
     return hd_parallel_for(pool, run->items, query_item, run);
 }
@@ -202,7 +179,8 @@ hd_status hd_sdpa_run(const hd_exec *ex, const hd_sdpa *a)
     if (a->visited) *a->visited = 0;
     if (hd_tensor_count(a->out) == 0) return HD_OK;
 
-    sdpa_run run = {.a = a, .kernel = choose_kernel(ex, a->q.dtype)};
+    sdpa_run run = {.a = a};
+    HD_TRY(sdpa_choose_kernel(ex, &run));
     lay_out(&run);
     const size_t mark = hd_arena_mark(ex->arena);
     hd_status status = take_memory(ex, &run);

@@ -322,12 +322,26 @@ static hd_status check_plan(const hd_sdpa *a, int64_t row)
     return HD_OK;
 }
 
+// Rounded probabilities sum to 1 together with values in int8; what else they multiply has no
+// codes.
+static hd_status check_products(const hd_sdpa *a)
+{
+    if (a->pv != HD_NUMBER_INT8) return HD_OK;
+    if (hd_tensor_given(a->indicator))
+        return hd_fail(HD_ERR_UNSUPPORTED,
+                       "sdpa: probes need exact weights, and \"pv\": \"int8\" rounds them; use "
+                       "\"pv\": \"bf16\"");
+    if (a->segments && a->segments->gain)
+        return hd_fail(HD_ERR_UNSUPPORTED,
+                       "sdpa: gains of segments change the weights, which \"pv\": \"int8\" has as "
+                       "bytes; use \"pv\": \"bf16\"");
+    return HD_OK;
+}
+
 hd_status sdpa_check_call(const hd_exec *ex, const hd_sdpa *a)
 {
     HD_TRY(check_tensors(a));
-    if (a->qk != HD_NUMBER_NATIVE || a->pv != HD_NUMBER_NATIVE)
-        return hd_fail(HD_ERR_UNSUPPORTED,
-                       "sdpa: no kernel for int8 products here; use \"qk\" and \"pv\": \"bf16\"");
+    HD_TRY(check_products(a));
     for (int64_t b = 0; a->plan && b < a->q.dim[0]; b++)
         if (a->plan[b]) HD_TRY(check_numbers(a->plan[b], a->q.dim[2], a->q.dim[1], a->k.dim[1]));
     if (ex->recording) return HD_OK; // the rest reads what may not be there yet

@@ -23,28 +23,30 @@ typedef struct sdpa_place {
 typedef struct sdpa_row {
     const hd_plan *plan; // its own, or `dense`
     hd_plan dense;
-    bool planned;                    // it has one of its own
-    int64_t queries, keys;           // its lengths
-    bool holes;                      // keys that it lacks may be anywhere among its positions
-    int64_t orders;                  // of its keys: 1, or one per head
-    int64_t packs;                   // as many as key heads, or as heads where each has an order
-    int64_t line;                    // positions of a line of boxes
-    int64_t tail, proxy, positions;  // the first of the tail, of the proxies; all
-    int64_t parts;                   // items of the longest query tile
-    int64_t items;                   // of a head: query tiles x parts, then the query tail's
-    int64_t first_item;              // of the row
-    int32_t *tile;                   // [key_tiles + 1] first positions; NULL: multiples
-    int32_t *token;                  // [orders][positions]; -1: none
-    sdpa_place *place;               // [grid tokens]; NULL: not asked for
-    float *proxy_bias;               // [orders][key_tiles] log 2 of their keys; NULL: no proxies
-    float *packed;                   // [packs][pack_floats]
-    int64_t units;                   // of a panel of values
+    bool planned;                   // it has one of its own
+    int64_t queries, keys;          // its lengths
+    bool holes;                     // keys that it lacks may be anywhere among its positions
+    int64_t orders;                 // of its keys: 1, or one per head
+    int64_t packs;                  // as many as key heads, or as heads where each has an order
+    int64_t line;                   // positions of a line of boxes
+    int64_t tail, proxy, positions; // the first of the tail, of the proxies; all
+    int64_t parts;                  // items of the longest query tile
+    int64_t items;                  // of a head: query tiles x parts, then the query tail's
+    int64_t first_item;             // of the row
+    int32_t *tile;                  // [key_tiles + 1] first positions; NULL: multiples
+    int32_t *token;                 // [orders][positions]; -1: none
+    sdpa_place *place;              // [grid tokens]; NULL: not asked for
+    float *proxy_bias;              // [orders][key_tiles] log 2 of their keys; NULL: no proxies
+    float *packed;                  // [packs][pack_floats]
+    float *measured; // [key heads][D + Dv] what int8 codes are made with; NULL: no int8
+    int64_t units;   // of a panel of values
     int64_t key_floats, pack_floats; // of a pack: its keys, all of it
 } sdpa_row;
 
 typedef struct sdpa_run {
     const hd_sdpa *a;
     const hd_sdpa_kernel *kernel; // NULL: the reference
+    hd_sdpa_kernel mixed;         // `kernel`, where the two products have different numbers
     sdpa_row *row;                // [rows]
     int64_t rows, heads, key_heads, queries, keys, dim, value_dim, indicators;
     int64_t item_queries;              // at most, per item of work
@@ -71,6 +73,9 @@ typedef struct sdpa_block {
     uint64_t *segment;       // [256]: the queries of that label; NULL: the plan has none
 } sdpa_block;
 
+/* sdpa_kernel.c: what computes the call: run->kernel, or for the reference nothing. */
+HD_CHECKED hd_status sdpa_choose_kernel(const hd_exec *ex, sdpa_run *run);
+
 /* sdpa_check.c */
 HD_CHECKED hd_status sdpa_check_call(const hd_exec *ex, const hd_sdpa *a);
 
@@ -78,6 +83,9 @@ HD_CHECKED hd_status sdpa_check_call(const hd_exec *ex, const hd_sdpa *a);
 void sdpa_lay_out_keys(const sdpa_run *run, sdpa_row *row);
 HD_CHECKED hd_status sdpa_take_keys(const hd_exec *ex, const sdpa_run *run, sdpa_row *row);
 HD_CHECKED hd_status sdpa_pack_keys(hd_pool *pool, sdpa_run *run);
+/* And what int8 codes are made with, before them. */
+HD_CHECKED hd_status sdpa_take_measured(const hd_exec *ex, const sdpa_run *run, sdpa_row *row);
+HD_CHECKED hd_status sdpa_measure(hd_pool *pool, sdpa_run *run);
 hd_sdpa_head sdpa_head(const sdpa_run *run, int64_t row, int64_t head);
 size_t sdpa_proxy_bytes(const sdpa_run *run); // scratch of one thread that packs proxies
 
@@ -112,6 +120,17 @@ static inline int64_t sdpa_parts(int64_t count, int64_t size)
 static inline bool sdpa_boxes(const hd_plan *plan)
 {
     return plan->box_extent[0] != 0;
+}
+
+/* Floats of a block's query, and of a packed key. */
+static inline int64_t sdpa_depth(const sdpa_run *run)
+{
+    return sdpa_parts(run->dim, run->kernel->dim_unit);
+}
+
+static inline int64_t sdpa_key_floats(const sdpa_run *run)
+{
+    return run->kernel->key_head + sdpa_depth(run);
 }
 
 /* Whether the plan's proxies can be needed. */

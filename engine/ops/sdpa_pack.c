@@ -42,7 +42,7 @@ void sdpa_lay_out_keys(const sdpa_run *run, sdpa_row *row)
     if (sdpa_proxies(plan)) row->positions += units_of(run, plan->key_tiles) * unit;
     // an odd number of cache lines, so that panels do not fall upon each other in the caches
     row->units = row->positions / unit | 1;
-    row->key_floats = sdpa_parts(row->positions * units_of(run, run->dim), 16) * 16;
+    row->key_floats = sdpa_parts(row->positions * sdpa_key_floats(run), 16) * 16;
     row->pack_floats = row->units * (run->value_dim + run->indicators);
     row->pack_floats = row->key_floats + sdpa_parts(row->pack_floats, 16) * 16;
 }
@@ -65,6 +65,13 @@ hd_status sdpa_take_keys(const hd_exec *ex, const sdpa_run *run, sdpa_row *row)
     if (fits && sdpa_proxies(plan))
         fits = take(ex, &row->proxy_bias, row->orders * plan->key_tiles, sizeof *row->proxy_bias);
     return fits ? HD_OK : sdpa_arena_full(run);
+}
+
+hd_status sdpa_take_measured(const hd_exec *ex, const sdpa_run *run, sdpa_row *row)
+{
+    if (run->a->qk != HD_NUMBER_INT8 && run->a->pv != HD_NUMBER_INT8) return HD_OK;
+    const int64_t floats = run->key_heads * (run->dim + run->value_dim);
+    return take(ex, &row->measured, floats, sizeof *row->measured) ? HD_OK : sdpa_arena_full(run);
 }
 
 static void *element_at(hd_tensor t, int64_t row, int64_t head, int row_axis, int head_axis)
@@ -98,6 +105,21 @@ static void head_edits(hd_sdpa_head *h, const sdpa_run *run, int64_t row, int64_
     }
 }
 
+// What int8 codes of a row and key head are made with; NULL where the product is not in int8.
+static float *key_mean(const sdpa_run *run, int64_t row, int64_t key_head)
+{
+    const float *measured = run->row[row].measured;
+    if (!measured || run->a->qk != HD_NUMBER_INT8) return NULL;
+    return run->row[row].measured + key_head * (run->dim + run->value_dim);
+}
+
+static float *value_largest(const sdpa_run *run, int64_t row, int64_t key_head)
+{
+    const float *measured = run->row[row].measured;
+    if (!measured || run->a->pv != HD_NUMBER_INT8) return NULL;
+    return run->row[row].measured + key_head * (run->dim + run->value_dim) + run->dim;
+}
+
 hd_sdpa_head sdpa_head(const sdpa_run *run, int64_t row, int64_t head)
 {
     const hd_sdpa *a = run->a;
@@ -122,6 +144,8 @@ hd_sdpa_head sdpa_head(const sdpa_run *run, int64_t row, int64_t head)
         .row_scale = a->row_scale ? a->row_scale + row * run->queries : NULL,
         .causal = a->causal,
         .indicators = run->indicators,
+        .key_mean = key_mean(run, row, key_head),
+        .value_largest = value_largest(run, row, key_head),
         .plan = run->row[row].plan,
         .number = head,
     };
@@ -210,6 +234,27 @@ static hd_status list_item(void *arg, int64_t item, int thread)
     return HD_OK;
 }
 
+// Item: one row and key head.
+static hd_status measure_item(void *arg, int64_t item, int thread)
+{
+    const sdpa_run *run = arg;
+    const int64_t row = item / run->key_heads, key_head = item % run->key_heads;
+    (void)thread;
+    const hd_sdpa_head h = sdpa_head(run, row, key_head * (run->heads / run->key_heads));
+    float *mean = key_mean(run, row, key_head), *largest = value_largest(run, row, key_head);
+    if (run->kernel)
+        run->kernel->measure(&h, mean, largest);
+    else
+        hd_sdpa_reference_measure(&h, mean, largest);
+    return HD_OK;
+}
+
+hd_status sdpa_measure(hd_pool *pool, sdpa_run *run)
+{
+    if (!run->row->measured) return HD_OK;
+    return hd_parallel_for(pool, run->rows * run->key_heads, measure_item, run);
+}
+
 // Item: some positions of one pack of one row.
 static hd_status pack_item(void *arg, int64_t item, int thread)
 {
@@ -223,8 +268,9 @@ static hd_status pack_item(void *arg, int64_t item, int thread)
     const hd_sdpa_head h = sdpa_head(run, row - run->row, head);
     const hd_sdpa_packed to = sdpa_packed(run, row, head);
     const int32_t *token = row->token + (row->orders > 1 ? pack : 0) * row->positions;
-    run->kernel->pack(&h, token + first, first, sdpa_smaller(row->proxy - first, HD_SDPA_STEP),
-                      &to);
+    const int64_t count = sdpa_smaller(row->proxy - first, HD_SDPA_STEP);
+    run->kernel->pack_keys(&h, token + first, first, count, &to);
+    run->kernel->pack_values(&h, token + first, first, count, &to);
     return HD_OK;
 }
 
@@ -301,7 +347,8 @@ static hd_status proxy_item(void *arg, int64_t item, int thread)
     mean.k = k, mean.v = v, mean.indicator = e;
     mean.k_stride = h.dim, mean.v_stride = h.value_dim, mean.indicator_stride = h.indicators;
     const hd_sdpa_packed to = sdpa_packed(run, row, head);
-    run->kernel->pack(&mean, number, row->proxy + first, count, &to);
+    run->kernel->pack_keys(&mean, number, row->proxy + first, count, &to);
+    run->kernel->pack_values(&mean, number, row->proxy + first, count, &to);
     return HD_OK;
 }
 

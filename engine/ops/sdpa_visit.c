@@ -42,8 +42,8 @@ typedef enum sight { SEEN_BY_NONE, SEEN_BY_SOME, SEEN_BY_ALL } sight;
 static int64_t block_floats(const sdpa_run *run)
 {
     const int64_t tables = run->a->segments ? 2 * run->a->segments->key_labels : 0;
-    const int64_t depth = sdpa_parts(run->dim, run->kernel->unit);
-    return (3 + depth + run->value_dim + run->indicators + tables) * run->kernel->max_queries;
+    return (5 + sdpa_depth(run) + run->value_dim + run->indicators + tables) *
+           run->kernel->max_queries;
 }
 
 // The tables of one block.
@@ -114,8 +114,8 @@ static void begin_block(const walk *w, sdpa_block *b, char *bytes, float *scores
                         int queries, bool listed)
 {
     const sdpa_run *run = w->run;
-    const int64_t lanes = run->kernel->max_queries, depth = sdpa_parts(run->dim, run->kernel->unit);
-    float *at = (float *)bytes, *out = at + (3 + depth) * lanes;
+    const int64_t lanes = run->kernel->max_queries;
+    float *at = (float *)bytes, *out = at + (5 + sdpa_depth(run)) * lanes;
     float *tables = out + (run->value_dim + run->indicators) * lanes;
     uint64_t *words = (uint64_t *)(at + block_floats(run));
     b->kernel = (hd_sdpa_block){
@@ -126,7 +126,9 @@ static void begin_block(const walk *w, sdpa_block *b, char *bytes, float *scores
         .max = at,
         .sum = at + lanes,
         .factor = at + 2 * lanes,
-        .q = at + 3 * lanes,
+        .largest = at + 3 * lanes,
+        .weight = at + 4 * lanes,
+        .q = at + 5 * lanes,
         .out = out,
     };
     if (w->head->segment_bias) b->kernel.bias = tables;
@@ -177,15 +179,16 @@ static void mask_step(sdpa_block *b)
     b->step.masked = true;
 }
 
-// Fills the last unit of the step: with a key that nobody sees.
+// Fills the last unit of the step: with keys that nobody sees.
 static void fill_unit(const walk *w, sdpa_block *b)
 {
     hd_sdpa_step *step = &b->step;
-    if (step->count % w->run->kernel->unit == 0) return;
-    mask_step(b);
-    const int64_t n = step->count++;
-    step->span[step->spans - 1].count++;
-    step->word[n] = 0, step->token[n] = -1, step->column_bias[n] = 0.0f, step->label[n] = 0;
+    while (step->count % w->run->kernel->unit) {
+        mask_step(b);
+        const int64_t n = step->count++;
+        step->span[step->spans - 1].count++;
+        step->word[n] = 0, step->token[n] = -1, step->column_bias[n] = 0.0f, step->label[n] = 0;
+    }
 }
 
 static void add_span(hd_sdpa_step *step, int64_t position, int64_t count)
@@ -236,10 +239,10 @@ static void append(const walk *w, sdpa_block *b, int64_t position, int64_t count
     }
 }
 
-// The stretches of a piece that some query sees; word[-1] may be written.
+// The stretches of a piece that some query sees; a unit before `word` may be written.
 static void append_seen(const walk *w, sdpa_block *b, const piece *p, uint64_t *word)
 {
-    word[-1] = 0;
+    memset(word - HD_SDPA_MAX_UNIT, 0, HD_SDPA_MAX_UNIT * sizeof *word);
     for (int64_t i = 0; i < p->count;) {
         if (!word[i]) {
             i++;
@@ -319,15 +322,15 @@ static sight glance(const walk *w, const sdpa_block *b, const piece *p)
 
 static void offer(const walk *w, const piece *p)
 {
-    uint64_t word[HD_SDPA_STEP + 1];
+    uint64_t words[HD_SDPA_MAX_UNIT + HD_SDPA_STEP], *word = words + HD_SDPA_MAX_UNIT;
     for (sdpa_block *b = w->block; b < w->block + w->blocks; b++) {
         sight seen = glance(w, b, p);
         const bool looked = seen == SEEN_BY_SOME;
-        if (looked) seen = look(w, b, p, word + 1);
+        if (looked) seen = look(w, b, p, word);
         if (seen == SEEN_BY_ALL && p->position % w->run->kernel->unit == 0)
             append(w, b, p->position, p->count, NULL, p->bias);
         else if (seen != SEEN_BY_NONE)
-            append_seen(w, b, p, word + 1);
+            append_seen(w, b, p, word);
     }
 }
 
@@ -427,15 +430,15 @@ static void offer_everything(const walk *w)
 static int64_t offer_proxies(const walk *w, sdpa_block *b, hd_visits visits, int64_t at,
                              int64_t first, int64_t count)
 {
-    uint64_t word[HD_SDPA_STEP + 1];
+    uint64_t words[HD_SDPA_MAX_UNIT + HD_SDPA_STEP], *word = words + HD_SDPA_MAX_UNIT;
     const int64_t order = w->row->orders > 1 ? w->head->number : 0;
     const float *bias = w->row->proxy_bias + order * w->row->plan->key_tiles + first;
     for (int64_t i = 0; i < count; i++)
-        word[i + 1] = bias[i] >= 0.0f ? b->all : 0; // of a tile without keys it is -inf
+        word[i] = bias[i] >= 0.0f ? b->all : 0; // of a tile without keys it is -inf
     for (; at < visits.count && visits.entry[at].key < first + count; at++)
-        word[visits.entry[at].key - first + 1] &= ~row_word(w, b, visits.entry[at].mask);
+        word[visits.entry[at].key - first] &= ~row_word(w, b, visits.entry[at].mask);
     const piece p = {.position = w->row->proxy + first, .count = count, .bias = bias};
-    append_seen(w, b, &p, word + 1);
+    append_seen(w, b, &p, word);
     return at;
 }
 

@@ -8,7 +8,8 @@
  * queries.
  *
  * A "unit" is 32 bits: one f32, or two neighbouring bf16 that one vdpbf16ps multiplies (two
- * elements of D in the scores, two keys in the sum over values). Keys and values are packed once
+ * elements of D in the scores, two keys in the sum over values), or four bytes that one vpdpbusd
+ * multiplies (kernels/cpu/sdpa_tile_int8.h). Keys and values are packed once
  * per row and key head, in the order that the plan wants: keys [position][units of D]; values in
  * panels of 16 channels (a cache line; the last may be narrower), each [units of positions]
  * [channels], so that a span of a panel is read from front to back. What a unit lacks is 0. */
@@ -19,7 +20,8 @@
 
 HD_BEGIN_DECLS
 
-enum { HD_SDPA_MAX_QUERIES = 64, HD_SDPA_PANEL = 16, HD_SDPA_STEP = 128 };
+enum { HD_SDPA_MAX_QUERIES = 64, HD_SDPA_PANEL = 16, HD_SDPA_STEP = 128, HD_SDPA_MAX_UNIT = 4 };
+enum { HD_SDPA_INT8_KEY_HEAD = 2 }; // in front of an int8 key: where its sums begin, its step
 
 /* Keys and values of a row and key head. */
 typedef struct hd_sdpa_packed {
@@ -60,6 +62,9 @@ typedef struct hd_sdpa_block {
     float *scores;        // [keys of the step]; then the probabilities [units of keys]
     float *out;           // [Dv + indicators], not yet divided by the sum
     float *max;           // in units of log 2, like the scores after `factor`
+    float *largest;       // of the step's scores, before `factor`
+    float *weight;        // int8 values: what the step's probabilities count
+    bool faint;           // all of them nothing
     float *sum;
     float *factor; // |scale * row scale| * log2 e: what q k^T is multiplied by
     float *bias;   // [key labels] in units of log 2; NULL: none
@@ -69,11 +74,18 @@ typedef struct hd_sdpa_block {
 typedef struct hd_sdpa_kernel {
     int max_queries; // of a block
     int lanes;       // of a vector
-    int unit;        // elements per unit
+    int dim_unit;    // elements per unit, of D
+    int key_head;    // floats in front of a packed key
+    int unit;        // elements per unit, of keys
+    /* Finds what int8 codes are made with, of all the row's keys: [D] and [Dv] of hd_sdpa_head,
+     * those not NULL. NULL: nothing to find. */
+    void (*measure)(const hd_sdpa_head *head, float *key_mean, float *value_largest);
     /* The keys token[0] .. [count - 1] to positions first ..; -1: zeros. first is the first of a
      * unit. */
-    void (*pack)(const hd_sdpa_head *head, const int32_t *token, int64_t first, int64_t count,
-                 const hd_sdpa_packed *to);
+    void (*pack_keys)(const hd_sdpa_head *head, const int32_t *token, int64_t first, int64_t count,
+                      const hd_sdpa_packed *to);
+    void (*pack_values)(const hd_sdpa_head *head, const int32_t *token, int64_t first,
+                        int64_t count, const hd_sdpa_packed *to);
     /* Loads the block's queries; nothing seen yet. */
     void (*begin)(hd_sdpa_block *block);
     /* scores = q k^T of the step's keys. */
@@ -91,6 +103,19 @@ typedef struct hd_sdpa_kernel {
 extern const hd_sdpa_kernel hd_sdpa_avx2;   // f32; bf16 tensors are converted as they are packed
 extern const hd_sdpa_kernel hd_sdpa_avx512; // the same
 extern const hd_sdpa_kernel hd_sdpa_avx512bf16; // bf16 tensors only
+extern const hd_sdpa_kernel hd_sdpa_avx512vnni; // both products in int8, tensors of either type
+
+/* One product of each: lanes and max_queries must agree. Scores are f32 between the two. */
+static inline hd_sdpa_kernel hd_sdpa_mixed(const hd_sdpa_kernel *scores,
+                                           const hd_sdpa_kernel *values)
+{
+    hd_sdpa_kernel mixed = *values;
+    mixed.dim_unit = scores->dim_unit, mixed.key_head = scores->key_head;
+    mixed.pack_keys = scores->pack_keys;
+    mixed.begin = scores->begin, mixed.scores = scores->scores;
+    if (scores->measure) mixed.measure = scores->measure;
+    return mixed;
+}
 
 HD_END_DECLS
 #endif

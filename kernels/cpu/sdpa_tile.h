@@ -2,9 +2,9 @@
  * instruction set includes it and names its table.
  *
  * The includer says TILE_VECTORS (vectors per block, 1 .. 4), and defines TILE_BF16_PAIRS if its
- * units are bf16 pairs. Both products keep 6 x TILE_VECTORS sums in registers: per step of the
- * shared axis 6 broadcasts and TILE_VECTORS loads feed 6 x TILE_VECTORS multiply-adds, so that the
- * multipliers, not the loads, are what limits. */
+ * units are bf16 pairs, TILE_INT8 if they are four bytes. Both products keep 6 x TILE_VECTORS sums
+ * in registers: per step of the shared axis 6 broadcasts and TILE_VECTORS loads feed 6 x
+ * TILE_VECTORS multiply-adds, so that the multipliers, not the loads, are what limits. */
 #include <math.h>
 
 #include "kernels/cpu/lanes.h"
@@ -15,9 +15,46 @@ enum { TILE_ROWS = 6, TILE_AHEAD = 8 };
 static const float tile_log2e = 1.44269504088896341f;
 static const double tile_ln2 = 0.693147180559945309;
 
-#ifdef TILE_BF16_PAIRS
+// Elements of a unit; floats in front of a packed key.
+#if defined TILE_INT8
+enum { TILE_UNIT = 4, TILE_KEY_HEAD = HD_SDPA_INT8_KEY_HEAD };
+#elif defined TILE_BF16_PAIRS
+enum { TILE_UNIT = 2, TILE_KEY_HEAD = 0 };
+#else
+enum { TILE_UNIT = 1, TILE_KEY_HEAD = 0 };
+#endif
 
-enum { TILE_UNIT = 2 };
+LANES_INLINE int64_t tile_units_of(int64_t elements)
+{
+    return (elements + TILE_UNIT - 1) / TILE_UNIT;
+}
+
+LANES_INLINE int tile_min(int64_t n, int limit)
+{
+    return n < limit ? (int)n : limit;
+}
+
+LANES_INLINE const void *tile_token(const void *data, hd_dtype dtype, int64_t stride, int64_t i)
+{
+    return (const char *)data + i * stride * (dtype == HD_BF16 ? 2 : 4);
+}
+
+// Asks for a token's elements ahead of their use: tokens of a head lie far apart, in runs too short
+// for the processor to see.
+LANES_INLINE void tile_expect(const void *data, hd_dtype dtype, int64_t stride, int64_t elements,
+                              int64_t token)
+{
+    const char *at = tile_token(data, dtype, stride, token);
+    const int64_t bytes = elements * (dtype == HD_BF16 ? 2 : 4);
+    for (int64_t i = 0; i < bytes; i += 64)
+        __builtin_prefetch(at + i);
+}
+
+#if defined TILE_INT8
+
+#include "kernels/cpu/sdpa_tile_int8.h"
+
+#elif defined TILE_BF16_PAIRS
 
 LANES_INLINE lanes tile_dot(lanes sum, lanes a, lanes b)
 {
@@ -72,8 +109,6 @@ LANES_INLINE lanes tile_value_units(const void *even, const void *odd, hd_dtype 
 
 #else
 
-enum { TILE_UNIT = 1 };
-
 LANES_INLINE lanes tile_dot(lanes sum, lanes a, lanes b)
 {
     return lanes_fma(a, b, sum);
@@ -111,21 +146,6 @@ LANES_INLINE lanes tile_probability_units(lanes p, lanes none)
 
 #endif
 
-LANES_INLINE int64_t tile_units_of(int64_t elements)
-{
-    return (elements + TILE_UNIT - 1) / TILE_UNIT;
-}
-
-LANES_INLINE int tile_min(int64_t n, int limit)
-{
-    return n < limit ? (int)n : limit;
-}
-
-LANES_INLINE const void *tile_token(const void *data, hd_dtype dtype, int64_t stride, int64_t i)
-{
-    return (const char *)data + i * stride * (dtype == HD_BF16 ? 2 : 4);
-}
-
 // Calls step(vectors, ...) with a constant for every number of vectors that a block may have.
 #if TILE_VECTORS == 4
 #define TILE_FOR_VECTORS(vectors, step, ...)                                                       \
@@ -155,20 +175,13 @@ LANES_INLINE const void *tile_token(const void *data, hd_dtype dtype, int64_t st
     } while (0)
 #endif
 
-// Asks for a token's elements ahead of their use: tokens of a head lie far apart, in runs too short
-// for the processor to see.
-LANES_INLINE void tile_expect(const void *data, hd_dtype dtype, int64_t stride, int64_t elements,
-                              int64_t token)
-{
-    const char *at = tile_token(data, dtype, stride, token);
-    const int64_t bytes = elements * (dtype == HD_BF16 ? 2 : 4);
-    for (int64_t i = 0; i < bytes; i += 64)
-        __builtin_prefetch(at + i);
-}
+#ifndef TILE_INT8
 
-static void tile_pack_keys(const hd_sdpa_head *h, const int32_t *token, int64_t count, float *keys)
+static void tile_pack_keys(const hd_sdpa_head *h, const int32_t *token, int64_t first,
+                           int64_t count, const hd_sdpa_packed *to)
 {
     const int64_t depth = tile_units_of(h->dim);
+    float *keys = to->keys + first * depth;
     for (int64_t j = 0; j < count; j++, keys += depth) {
         if (j + TILE_AHEAD < count && token[j + TILE_AHEAD] >= 0)
             tile_expect(h->k, h->dtype, h->k_stride, h->dim, token[j + TILE_AHEAD]);
@@ -209,10 +222,9 @@ static void tile_pack_panels(const void *data, hd_dtype dtype, int64_t stride, i
     }
 }
 
-static void tile_pack(const hd_sdpa_head *h, const int32_t *token, int64_t first, int64_t count,
-                      const hd_sdpa_packed *to)
+static void tile_pack_values(const hd_sdpa_head *h, const int32_t *token, int64_t first,
+                             int64_t count, const hd_sdpa_packed *to)
 {
-    tile_pack_keys(h, token, count, to->keys + first * tile_units_of(h->dim));
     tile_pack_panels(h->v, h->dtype, h->v_stride, h->value_dim, token, first / TILE_UNIT, count,
                      to->values, to->units);
     if (h->indicators)
@@ -244,6 +256,8 @@ static void tile_load_queries(hd_sdpa_block *b, int vector)
             lanes_store(b->q + (d + i) * row + vector * LANES, lanes_xor(r[i], sign));
     }
 }
+
+#endif
 
 // The rows of the segment tables that belong to the block's queries, transposed.
 static void tile_begin_segments(hd_sdpa_block *b)
@@ -305,6 +319,38 @@ LANES_INLINE void tile_sums_store(int rows, int vectors, tile_sums sum, float *t
     }
 }
 
+#ifdef TILE_INT8
+
+// Of keys from `keys` on, `row` floats apart.
+LANES_INLINE void tile_sums_begin(int rows, int vectors, tile_sums sum, const float *keys,
+                                  int64_t row)
+{
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; i++) {
+#pragma GCC unroll 16
+        for (int v = 0; v < vectors; v++)
+            sum[i][v] = lanes_set1(keys[i * row]);
+    }
+}
+
+// The integer sums of a step's products join those in `to`, each query's times its weight. They
+// fit: 128 keys x 255 x 127.
+LANES_INLINE void tile_sums_join(int rows, int vectors, tile_sums sum, const float *weight,
+                                 float *to)
+{
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; i++) {
+#pragma GCC unroll 16
+        for (int v = 0; v < vectors; v++) {
+            float *out = to + (i * vectors + v) * LANES;
+            lanes_store(out, lanes_fma(lanes_from_int(lanes_bits(sum[i][v])),
+                                       lanes_load(weight + v * LANES), lanes_load(out)));
+        }
+    }
+}
+
+#endif
+
 // sum [rows][vectors] += a [rows][shared] x b [shared][vectors]
 LANES_INLINE void tile_sums_add(int rows, int vectors, tile_sums sum, const float *a, int64_t a_row,
                                 int64_t a_step, const float *b, int64_t shared)
@@ -340,26 +386,50 @@ LANES_INLINE void tile_sums_add(int rows, int vectors, tile_sums sum, const floa
         if (tile_left_ & 1) rows(1);                                                               \
     } while (0)
 
+// Scores of some keys, and the largest of every query.
 LANES_INLINE void tile_score_rows(int rows, int vectors, const hd_sdpa_block *b, const float *keys,
-                                  float *to)
+                                  float *to, lanes *largest)
 {
+    const int64_t row = TILE_KEY_HEAD + b->depth;
     tile_sums sum;
+#ifdef TILE_INT8
+    tile_sums_begin(rows, vectors, sum, keys, row);
+#else
     tile_sums_load(rows, vectors, sum, NULL);
-    tile_sums_add(rows, vectors, sum, keys, b->depth, 1, b->q, b->depth);
-    tile_sums_store(rows, vectors, sum, to);
+#endif
+    tile_sums_add(rows, vectors, sum, keys + TILE_KEY_HEAD, row, 1, b->q, b->depth);
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; i++) {
+#pragma GCC unroll 16
+        for (int v = 0; v < vectors; v++) {
+#ifdef TILE_INT8
+            sum[i][v] = tile_score(sum[i][v], keys + i * row);
+#endif
+            largest[v] = lanes_max(sum[i][v], largest[v]);
+            lanes_store(to + (i * vectors + v) * LANES, sum[i][v]);
+        }
+    }
 }
 
 LANES_INLINE void tile_score_spans(int vectors, hd_sdpa_block *b, const hd_sdpa_step *step)
 {
+    const int64_t row = TILE_KEY_HEAD + b->depth;
+    lanes largest[TILE_VECTORS];
+#pragma GCC unroll 16
+    for (int v = 0; v < vectors; v++)
+        largest[v] = lanes_set1(-INFINITY);
     float *to = b->scores;
     for (int s = 0; s < step->spans; s++) {
         const hd_sdpa_span span = step->span[s];
-        const float *keys = step->packed->keys + span.start * b->depth;
-#define ROWS(n) tile_score_rows(n, vectors, b, keys + i * b->depth, to + i * vectors * LANES)
+        const float *keys = step->packed->keys + span.start * row;
+#define ROWS(n) tile_score_rows(n, vectors, b, keys + i * row, to + i * vectors * LANES, largest)
         TILE_FOR_ROWS(span.count, i, ROWS);
 #undef ROWS
         to += span.count * vectors * LANES;
     }
+#pragma GCC unroll 16
+    for (int v = 0; v < vectors; v++)
+        lanes_store(b->largest + v * LANES, largest[v]);
 }
 
 static void tile_scores(hd_sdpa_block *b, const hd_sdpa_step *step)
@@ -374,14 +444,22 @@ void tile_value_rows(int rows, int vectors, const hd_sdpa_block *b, const hd_sdp
 {
     tile_sums sum;
     const float *p = b->scores;
+#ifdef TILE_INT8
+    tile_sums_load(rows, vectors, sum, NULL);
+#else
     tile_sums_load(rows, vectors, sum, out);
+#endif
     for (int s = 0; s < step->spans; s++) {
         const int64_t units = tile_units_of(step->span[s].count);
         tile_sums_add(rows, vectors, sum, panel + step->span[s].start / TILE_UNIT * width, 1, width,
                       p, units);
         p += units * vectors * LANES;
     }
+#ifdef TILE_INT8
+    tile_sums_join(rows, vectors, sum, b->weight, out);
+#else
     tile_sums_store(rows, vectors, sum, out);
+#endif
 }
 
 // Channels first .. first + count - 1, whose panels begin with them.
@@ -401,6 +479,9 @@ LANES_INLINE void tile_value_panels(int vectors, hd_sdpa_block *b, const hd_sdpa
 static void tile_accumulate(hd_sdpa_block *b, const hd_sdpa_step *step)
 {
     const hd_sdpa_head *h = b->head;
+#ifdef TILE_INT8
+    if (b->faint) return;
+#endif
     TILE_FOR_VECTORS(b->vectors, tile_value_panels, b, step, 0, h->value_dim);
     if (h->indicators)
         TILE_FOR_VECTORS(b->vectors, tile_value_panels, b, step, h->value_dim, h->indicators);
@@ -526,16 +607,20 @@ LANES_INLINE void tile_raise_max(int vectors, hd_sdpa_block *b, lanes *max)
     }
 }
 
+// How a step's scores become probabilities. EDITED ones have their factor and masks already.
+enum tile_softmax_mode { TILE_PLAIN, TILE_MASKED, TILE_EDITED, TILE_GAINED };
+
 // The largest score of every query, in units of log 2.
 LANES_INLINE void tile_step_max(int vectors, const hd_sdpa_block *b, const hd_sdpa_step *step,
-                                bool masked, const lanes *factor, lanes *max)
+                                int mode, const lanes *factor, lanes *max)
 {
+    const bool masked = mode == TILE_MASKED;
     const int row = vectors * LANES;
     const lanes lowest = lanes_set1(-INFINITY);
 #pragma GCC unroll 16
     for (int v = 0; v < vectors; v++)
-        max[v] = lowest;
-    for (int64_t j = 0; j < step->count; j++)
+        max[v] = mode == TILE_PLAIN ? lanes_load(b->largest + v * LANES) : lowest;
+    for (int64_t j = 0; mode != TILE_PLAIN && j < step->count; j++)
 #pragma GCC unroll 16
         for (int v = 0; v < vectors; v++) {
             lanes s = lanes_load(b->scores + j * row + v * LANES);
@@ -550,8 +635,11 @@ LANES_INLINE void tile_step_max(int vectors, const hd_sdpa_block *b, const hd_sd
     }
 }
 
-// How a step's scores become probabilities. EDITED ones have their factor and masks already.
-enum tile_softmax_mode { TILE_PLAIN, TILE_MASKED, TILE_EDITED, TILE_GAINED };
+#ifdef TILE_INT8
+
+#include "kernels/cpu/sdpa_tile_int8_values.h"
+
+#else
 
 // The probability of key j, which joins the sum; what multiplies its value.
 LANES_INLINE lanes tile_probability(int vectors, const hd_sdpa_block *b, const hd_sdpa_step *step,
@@ -576,7 +664,7 @@ LANES_INLINE void tile_softmax_vectors(int vectors, int mode, hd_sdpa_block *b,
 #pragma GCC unroll 16
     for (int v = 0; v < vectors; v++)
         factor[v] = mode >= TILE_EDITED ? lanes_set1(1.0f) : lanes_load(b->factor + v * LANES);
-    tile_step_max(vectors, b, step, mode == TILE_MASKED, factor, max);
+    tile_step_max(vectors, b, step, mode, factor, max);
     tile_raise_max(vectors, b, max);
 #pragma GCC unroll 16
     for (int v = 0; v < vectors; v++)
@@ -611,6 +699,8 @@ static void tile_softmax(hd_sdpa_block *b, const hd_sdpa_step *step)
         TILE_FOR_VECTORS(b->vectors, tile_softmax_vectors, TILE_PLAIN, b, step);
 }
 
+#endif
+
 // One vector of queries, `channels` of their sums from b->out row `first` on, divided and
 // transposed back.
 static void tile_store_queries(const hd_sdpa_block *b, int vector, lanes inverse, int64_t first,
@@ -623,12 +713,28 @@ static void tile_store_queries(const hd_sdpa_block *b, int vector, lanes inverse
         lanes r[LANES];
         for (int i = 0; i < LANES; i++)
             r[i] = i < n ? lanes_mul(lanes_load(out + (d + i) * row), inverse) : lanes_zero();
+#ifdef TILE_INT8
+        for (int i = 0; i < n; i++)
+            r[i] = lanes_mul(r[i], lanes_set1(hd_int8_step(b->head->value_largest[d + i])));
+#endif
         lanes_transpose(r);
         for (int i = 0; i < queries; i++) {
             const int64_t token = b->token[vector * LANES + i];
             if (token >= 0) lanes_write(to, dtype, token * stride + d, n, r[i]);
         }
     }
+}
+
+// q . c where int8 has taken the mean key c off the keys (kernels/cpu/sdpa_tile_int8.h); else 0.
+static double tile_mean_score(const hd_sdpa_head *h, int64_t query)
+{
+    double dot = 0.0;
+    const void *q = tile_token(h->q, h->dtype, h->q_stride, query);
+    for (int64_t d = 0; h->key_mean && d < h->dim; d++)
+        dot += (double)(h->dtype == HD_BF16 ? hd_bf16_to_f32(((const hd_bf16 *)q)[d])
+                                            : ((const float *)q)[d]) *
+               (double)h->key_mean[d];
+    return dot * (double)h->scale * (h->row_scale ? (double)h->row_scale[query] : 1.0);
 }
 
 static void tile_finish(const hd_sdpa_block *b)
@@ -649,5 +755,6 @@ static void tile_finish(const hd_sdpa_block *b)
     for (int i = 0; h->lse && i < b->queries; i++) // log 0 = -inf
         if (b->token[i] >= 0)
             h->lse[b->token[i] * h->lse_stride] =
-                (float)((double)b->max[i] * tile_ln2 + log((double)b->sum[i]));
+                (float)((double)b->max[i] * tile_ln2 + log((double)b->sum[i]) +
+                        tile_mean_score(h, b->token[i]));
 }

@@ -28,7 +28,10 @@ static double element(const void *data, hd_dtype dtype, int64_t i)
 // Channel d of a value; the indicators are behind them.
 static double value_of(const hd_sdpa_head *h, int64_t key, int64_t d)
 {
-    if (d < h->value_dim) return element(h->v, h->dtype, key * h->v_stride + d);
+    if (d < h->value_dim) {
+        const double v = element(h->v, h->dtype, key * h->v_stride + d);
+        return h->value_largest ? hd_sdpa_reference_int8_value(h, d, (float)v) : v;
+    }
     return (double)h->indicator[key * h->indicator_stride + d - h->value_dim];
 }
 
@@ -44,8 +47,8 @@ static double score(const query *q, int64_t j)
     const int64_t i = q->token;
     if (j >= h->keys || (h->causal && j > i)) return minus_infinity;
     if (h->mask && !h->mask[i * h->mask_stride + j]) return minus_infinity;
-    double dot = 0.0;
-    for (int64_t d = 0; d < h->dim; d++)
+    double dot = h->key_mean ? hd_sdpa_reference_int8_dot(h, i, j, NULL) : 0.0;
+    for (int64_t d = 0; !h->key_mean && d < h->dim; d++)
         dot += element(h->q, h->dtype, i * h->q_stride + d) *
                element(h->k, h->dtype, j * h->k_stride + d);
     double s = scale_of(q) * dot;
@@ -172,8 +175,8 @@ static void see_proxies(const query *q, hd_visits visits)
             visited = row_sees(q, visits.entry[at].mask);
         if (visited || present(q, t) == 0) continue;
         mean_of_tile(q, t, 0);
-        double dot = 0.0;
-        for (int64_t d = 0; d < h->dim; d++)
+        double dot = h->key_mean ? hd_sdpa_reference_int8_dot(h, q->token, 0, q->mean) : 0.0;
+        for (int64_t d = 0; !h->key_mean && d < h->dim; d++)
             dot += element(h->q, h->dtype, q->token * h->q_stride + d) * q->mean[d];
         q->proxy[t] = scale_of(q) * dot + log((double)present(q, t));
     }
@@ -214,6 +217,11 @@ static double softmax(const query *q, double *sum)
         const double s = j < keys ? q->score[j] : q->proxy[j - keys];
         if (!(s <= max)) max = s; // not fmax, which would lose a NaN
     }
+    if (q->h->value_largest) {
+        *sum = hd_sdpa_reference_int8_weights(q->score, keys, max);
+        if (tiles > 0) *sum += hd_sdpa_reference_int8_weights(q->proxy, tiles, max);
+        return max;
+    }
     for (int64_t j = 0; j < keys + tiles; j++) {
         double *s = j < keys ? &q->score[j] : &q->proxy[j - keys];
         *s = *s == minus_infinity ? 0.0 : exp(*s - max);
@@ -247,10 +255,15 @@ static void write(const query *q, double *total)
         if (q->proxy[t] == 0.0) continue;
         mean_of_tile(q, t, channels);
         for (int64_t d = 0; d < channels; d++)
-            total[d] += q->proxy[t] * q->mean[d];
+            total[d] += q->proxy[t] * (h->value_largest
+                                           ? hd_sdpa_reference_int8_value(h, d, (float)q->mean[d])
+                                           : q->mean[d]);
     }
     for (int64_t d = 0; d < channels; d++)
         store(q, d, sum == 0.0 ? 0.0 : total[d] / sum);
+    for (int64_t d = 0; h->key_mean && h->lse && d < h->dim; d++) // what int8 took off the keys
+        max += scale_of(q) * element(h->q, h->dtype, q->token * h->q_stride + d) *
+               (double)h->key_mean[d];
     if (h->lse) h->lse[q->token * h->lse_stride] = (float)(max + log(sum)); // log 0 = -inf
 }
 

@@ -1,0 +1,70 @@
+/* tests/engine/ops/sdpa_int8.h: a call with its products in int8, on the vectors and on the plain
+ * integers of the reference. */
+#ifndef HD_TESTS_ENGINE_OPS_SDPA_INT8_H
+#define HD_TESTS_ENGINE_OPS_SDPA_INT8_H
+
+#include "tests/engine/ops/sdpa_call.h"
+
+inline bool has_int8()
+{
+    return (hd_cpu_features() & HD_AVX512_VNNI) != 0;
+}
+
+// What pairs of numbers a test goes through.
+const std::pair<hd_attention_number, hd_attention_number> int8_pairs[] = {
+    {HD_NUMBER_INT8, HD_NUMBER_NATIVE},
+    {HD_NUMBER_NATIVE, HD_NUMBER_INT8},
+    {HD_NUMBER_INT8, HD_NUMBER_INT8}};
+
+/* The vectors against the reference: the same codes, so that scores differ by f32's rounding alone;
+ * probabilities are rounded to 1/255 of the largest in other groups of keys. Proxies are quantised
+ * from means that two orders of summing make. */
+inline void check_int8(const Call &c, uint64_t seed, bool proxies = false)
+{
+    const Sizes &n = c.n;
+    if (!has_int8() || c.indicators > 0 || !c.segment_gain.empty()) return;
+    if (n.b * n.h * n.lq * n.lk * n.d > 20000000) return; // the reference is slow
+    const auto [qk, pv] = int8_pairs[seed % 3];
+    INFO("qk " << (qk == HD_NUMBER_INT8 ? "int8" : "native") << ", pv "
+               << (pv == HD_NUMBER_INT8 ? "int8" : "native"));
+    Call plain = c, vectors = c;
+    for (Call *now : {&plain, &vectors}) {
+        Run run(now == &plain ? (unsigned)HD_CPU : hd_cpu_features(), 1 + (int)(seed % 3));
+        hd_sdpa a = now->args();
+        a.qk = qk, a.pv = pv;
+        REQUIRE_OK(hd_sdpa_run(&run, &a));
+        CHECK(hd_arena_mark(run.exec.arena) == 0);
+    }
+    double worst = 0.0, largest = 1e-30, lse = 0.0, largest_value = 0.0;
+    for (int64_t b = 0; b < n.b; b++)
+        for (int64_t j = 0; j < n.lk; j++)
+            for (int64_t h = 0; h < n.hk; h++)
+                for (int64_t d = 0; d < n.dv; d++)
+                    largest_value = std::max(largest_value, std::fabs(c.v.at(b, j, h, d)));
+    for (int64_t b = 0; b < n.b; b++)
+        for (int64_t h = 0; h < n.h; h++)
+            for (int64_t i = 0; i < n.lq; i++) {
+                if (!c.query_len.empty() && i >= c.query_len[(size_t)b]) continue;
+                const auto at = (size_t)((b * n.h + h) * n.lq + i);
+                const double sum = (double)plain.lse[at], other = (double)vectors.lse[at];
+                if (sum != other) // both may be -inf; a large one has f32's rounding
+                    lse = std::max(lse, std::fabs(sum - other) - 1e-6 * std::fabs(sum));
+                for (int64_t d = 0; d < n.dv; d++) {
+                    const double want = plain.out.at(b, i, h, d), got = vectors.out.at(b, i, h, d);
+                    REQUIRE(std::isfinite(got));
+                    worst = std::max(worst, std::fabs(got - want));
+                    largest = std::max(largest, std::fabs(want));
+                }
+            }
+    double allowed = n.dtype == HD_F32 ? 3e-5 : 2e-2;
+    if (proxies) allowed = std::max(allowed, 3e-2);
+    allowed *= largest;
+    // each rounds by half of 1/255 of a step's largest
+    if (pv == HD_NUMBER_INT8) allowed += 4e-3 * largest_value;
+    CHECK(worst <= allowed);
+    CHECK(lse <= (proxies ? 3e-2 : pv == HD_NUMBER_INT8 ? 8e-3 : n.dtype == HD_F32 ? 3e-5 : 1e-3));
+    CHECK(vectors.visited == plain.visited);
+    CHECK(vectors.out.gaps_untouched());
+}
+
+#endif
