@@ -2,6 +2,7 @@
 #include "controls/all.h"
 
 static const hd_processor_class *const controls[] = {
+    &hd_prompt_to_prompt,
     &hd_temperature,
 };
 

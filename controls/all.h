@@ -6,7 +6,8 @@
 
 HD_BEGIN_DECLS
 
-extern const hd_processor_class hd_temperature; // controls/temperature.c
+extern const hd_processor_class hd_prompt_to_prompt;
+extern const hd_processor_class hd_temperature;
 
 extern const hd_processor_list hd_all_controls;
 

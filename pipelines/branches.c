@@ -71,7 +71,7 @@ static hd_status read_inversion(hd_branch *b, const hd_json *node)
 static void read_main(hd_branch *main_branch, const hd_preset *p)
 {
     main_branch->prompt = p->prompt;
-    main_branch->negative = p->negative;
+    main_branch->negative = p->negative[0] ? p->negative : NULL; // none: a processor may have one
     main_branch->init_image = p->init_image;
     main_branch->seed_given = true;
     main_branch->seed = p->seed;
@@ -190,7 +190,7 @@ static hd_status complete_branch(hd_branches *bs, int number, const hd_json *roo
     const hd_json *node = b->node ? b->node : root;
     bool own_latent = b->latent == number;
     if (!b->prompt) b->prompt = first->prompt;
-    if (!b->negative) b->negative = first->negative;
+    if (!b->negative) b->negative = first->negative ? first->negative : "";
     if (!b->guidance_given) b->guidance = first->guidance;
     if (b->invert && !b->init_image && !b->inversion.file)
         return hd_json_fail(node, HD_ERR_ARGUMENT,

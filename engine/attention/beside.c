@@ -78,6 +78,8 @@ static hd_status ask_latent(hd_branches_ctx *ctx, hd_branch *b, const hd_branch_
     if (ask->invert && !b->invert) {
         b->invert = true;
         b->inversion = ask->inversion;
+        if (!b->follow_given) b->follow = ask->follow;
+        b->follow_given = true; // the wish is whole: an inversion that is not followed
     }
     if (ask->follow && !b->follow_given) b->follow = true;
     return HD_OK;
