@@ -179,16 +179,11 @@ hd_status hd_beside_run_add(hd_beside_run *b, hd_beside_ctx *ctx, int number)
     return HD_OK;
 }
 
-static bool has_call_hooks(const hd_processor_class *c)
-{
-    return c->pass || c->tokens || c->logits || c->probe || c->plan || c->map || c->output;
-}
-
 static bool tells_apart(const run_processor *p, const hd_rows *rows, const int64_t *twin)
 {
     bool active[HD_MAX_ROWS];
     hd_forward forward = {.rows = *rows, .step = {.index = p->first_step}};
-    if (!has_call_hooks(p->class) || !hd_run_active(p, &forward, active)) return false;
+    if (!hd_run_active(p, &forward, active)) return false;
     for (int64_t b = 0; b < rows->count; b++) {
         if (twin[b] == b) continue;
         if (active[b] != active[twin[b]] || (active[b] && !p->class->rows_alike)) return true;

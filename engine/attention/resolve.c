@@ -192,6 +192,12 @@ static void drop_idle(run_site *site)
     site->links = kept;
 }
 
+bool hd_run_has_call_hooks(const hd_processor_class *c)
+{
+    return c->prepare || c->pass || c->tokens || c->logits || c->probe || c->plan || c->map ||
+           c->output;
+}
+
 static hd_status make_links(hd_attention_run *run, const hd_attention_call *call, run_site *site)
 {
     site->link = calloc((size_t)run->processors, sizeof *site->link);
@@ -199,7 +205,7 @@ static hd_status make_links(hd_attention_run *run, const hd_attention_call *call
         return hd_fail(HD_ERR_NOMEM, "processors: no memory for the chain of %s", call->site.path);
     for (int64_t i = 0; i < run->processors; i++) {
         run_processor *p = &run->processor[i];
-        if (!selects_site(p, &call->site)) continue;
+        if (!hd_run_has_call_hooks(p->class) || !selects_site(p, &call->site)) continue;
         if (site->links == HD_MAX_LINKS)
             return hd_json_fail(p->node, HD_ERR_UNSUPPORTED,
                                 "(%s) is one processor too many for one site; at most %d",

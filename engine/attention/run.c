@@ -70,6 +70,12 @@ hd_status hd_attention_run_finish(hd_attention_run *run)
 {
     for (int64_t i = 0; i < run->processors; i++) {
         const run_processor *p = &run->processor[i];
+        const hd_json *sites = hd_json_get(p->node, "sites");
+        if (!hd_run_has_call_hooks(p->class) && sites)
+            return hd_json_fail(sites, HD_ERR_ARGUMENT,
+                                "names sites, but %s acts beside attention only; leave it out",
+                                p->class->name);
+        if (!hd_run_has_call_hooks(p->class)) continue;
         if (!p->met_site) {
             char list[900] = "";
             size_t used = 0;

@@ -76,6 +76,8 @@ bool hd_run_active(const run_processor *p, const hd_forward *forward, bool *acti
 HD_CHECKED hd_status hd_run_check_chain(const run_site *site, const hd_rows *rows);
 /* Is there a step, and a row among `rows`, in which both act? rows NULL: any row. */
 bool hd_run_meet(const run_processor *a, const run_processor *b, const hd_rows *rows);
+/* Has the class hooks of the attention call, and not only beside it? */
+bool hd_run_has_call_hooks(const hd_processor_class *class);
 bool hd_run_selects_row(const run_processor *p, const hd_row *row);
 /* Fails with "NAME: processors[1] (name) cannot act at SITE: <the last failure's message>". */
 hd_status hd_run_refuse(const run_processor *p, const hd_site *site, hd_status status);

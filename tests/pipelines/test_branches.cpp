@@ -3,8 +3,10 @@
 #include <cstring>
 #include <map>
 
+#include "codecs/png.h"
 #include "pipelines/context.h"
 #include "pipelines/runner.h"
+#include "support/alloc_fail.h"
 
 namespace
 {
@@ -362,4 +364,39 @@ TEST_CASE("beside: x0 is changed for one branch alone; views show a branch's lat
     auto viewed = context.run(preset(", \"processors\": [{\"use\": \"viewer\"}]"));
     CHECK(hd_result_count(viewed.get()) == 1);
     CHECK(pixels(viewed.get(), 0) == picture_of(plain.get(), "main"));
+}
+
+TEST_CASE("branches: a run lives through each allocation failing", "[pipeline][branches][nomem]")
+{
+    Folder folder;
+    Context context(1);
+    hd_image grey;
+    REQUIRE_OK(hd_image_create(&grey, 16, 16, "test"));
+    memset(grey.rgb, 90, hd_image_bytes(&grey));
+    REQUIRE_OK(hd_png_write(folder.path("a.png").c_str(), &grey, nullptr, 0));
+    hd_image_free(&grey);
+    context.run("{" + starter() +
+                ", \"width\": 16, \"height\": 16, \"steps\": 1, \"seed\": 1, "
+                "\"precision\": \"f32\"}");
+    REQUIRE_OK(hd_context_add_processor(context.context, &looker));
+    seen = {};
+    std::string json = preset(
+        ", \"branches\": {\"style\": {\"save\": true, \"init_image\": \"" + folder.path("a.png") +
+        "\", \"inversion\": {\"guidance\": 2}}, \"content\": "
+        "\"style\"}, \"sheet\": \"" +
+        folder.path("s.png") + "\", \"processors\": [{\"use\": \"temperature\"}]");
+    int64_t n = 0;
+    for (bool failed = true; failed && n < 5000;) {
+        hd_result *result = nullptr;
+        FailAllocation fail(++n);
+        hd_status status = hd_context_run(context.context, json.c_str(), "t", nullptr, &result);
+        failed = fail.failed();
+        CAPTURE(n);
+        INFO(hd_message());
+        // warnings and names of the report may be missing; nothing else may
+        CHECK((status == HD_OK || status == HD_ERR_NOMEM));
+        CHECK((result != nullptr) == (status == HD_OK));
+        hd_result_free(result);
+    }
+    CHECK(n > 100);
 }
