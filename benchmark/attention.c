@@ -2,11 +2,12 @@
  */
 #include "benchmark/attention.h"
 
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "benchmark/attention_call.h"
+#include "benchmark/calibrated.h"
 #include "benchmark/errors.h"
 #include "benchmark/watch.h"
 #include "engine/arena.h"
@@ -36,29 +37,7 @@ typedef struct trial {
 static hd_status call_attention(trial *t, const hd_exec *ex)
 {
     const comparison *c = t->c;
-    const hd_bench_attention_options *o = c->o;
-    const hd_bench_inputs *in = o->inputs;
-    const int64_t rows = in->q.dim[0], tokens = in->q.dim[1];
-    const hd_forward forward = {
-        .run = t->run, .rows = {rows, c->who}, .step = {.count = 1, .timestep = 500, .sigma = 1}};
-    hd_attention_call call = {
-        .forward = &forward,
-        .site = {.network = o->shape->network,
-                 .kind = o->shape->text ? HD_SITE_JOINT : HD_SITE_SELF,
-                 .factor = 1,
-                 .heads = in->q.dim[2],
-                 .tokens = tokens},
-        // the layer's input is not there: the keys of all heads stand for it
-        .x = hd_tensor_reshape(in->k, hd_shape3(rows, tokens, in->k.dim[2] * in->k.dim[3])),
-        .q = in->q,
-        .k = in->k,
-        .v = in->v,
-        .out = c->out,
-        .q_layout = hd_bench_shape_layout(o->shape),
-        .k_layout = hd_bench_shape_layout(o->shape),
-        .scale = 1.0f / sqrtf((float)in->q.dim[3])};
-    snprintf(call.site.path, sizeof call.site.path, "block.%lld", (long long)o->block);
-    return hd_attention(ex, &call);
+    return hd_bench_call(c->o, c->o->inputs, t->run, c->who, c->out, ex);
 }
 
 // The dry pass: resolves the processors, makes static plans, measures the memory.
@@ -163,12 +142,13 @@ static hd_status measure_row(trial *t, const hd_bench_row *row)
     return HD_OK;
 }
 
-static hd_status run_row(comparison *c, hd_bench_report *report, const hd_bench_row *row)
+static hd_status run_row(comparison *c, hd_bench_report *report, hd_bench_row *row)
 {
     trial t = {.c = c};
     t.result = hd_bench_report_add(report, row->label, row->json);
     if (!t.result) return hd_fail(HD_ERR_NOMEM, "bench: no memory for a result");
-    hd_status status = measure_row(&t, row);
+    hd_status status = hd_bench_calibrate(row, c->o, c->who);
+    if (status == HD_OK) status = measure_row(&t, row);
     hd_arena_free(t.ex.arena);
     hd_attention_run_free(t.run);
     if (status == HD_ERR_CANCELLED || (status != HD_OK && !c->dense_known)) {

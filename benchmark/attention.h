@@ -15,7 +15,8 @@ typedef void (*hd_bench_progress)(void *user, const char *label, int step, int c
 typedef struct hd_bench_attention_options {
     const hd_bench_shape *shape;
     const hd_bench_inputs *inputs;
-    const hd_bench_rows *rows;
+    const hd_bench_inputs *other; // another draw of them, for plans made ahead; NULL: the same
+    hd_bench_rows *rows;          // those get their plans
     const hd_processor_list *list;
     const hd_exec *ex; // threads and cancel; an arena is made per row
     int64_t block; // number of the layer: "block.7" (some accelerators differ from layer to layer)

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "benchmark/default_rows.h"
 #include "engine/options/json_write.h"
@@ -284,6 +285,7 @@ void hd_bench_rows_free(hd_bench_rows *rows)
         free(rows->row[i].label);
         free(rows->row[i].json);
         hd_json_free(rows->row[i].doc);
+        if (rows->row[i].plan_fd) close(rows->row[i].plan_fd);
     }
     free(rows->row);
     *rows = (hd_bench_rows){0};

@@ -11,7 +11,8 @@ HD_BEGIN_DECLS
 typedef struct hd_bench_row {
     char *label;      // "gna window=18x24x24 stride=16x8x8"
     char *json;       // its processors, an array
-    hd_json_doc *doc; // of json
+    hd_json_doc *doc; // of json; with the path of the plan that was made for it
+    int plan_fd;      // the plan's file; 0: none
 } hd_bench_row;
 
 typedef struct hd_bench_rows {
