@@ -238,33 +238,53 @@ double hd_gna_end_to_end(double share, double sparse, double speed)
     return 1.0 / (1.0 - share * sparse + share * sparse / speed);
 }
 
-// A key of a full entry costs a query 1; of a partial one, whose mask must be made and applied,
-// more. An entry costs its queries as much as so many keys, a run of keys of a free box (one line
-// of the grid) so many.
-static const double partial_cost = 1.2, entry_cost = 12.0, run_cost = 1.0;
-
-// What a kernel of 16 lanes and 4 vectors pays for a box of queries, in queries: a block of fewer
-// vectors has less to do per key it loads.
-static double query_cost(int64_t queries)
-{
-    static const double of_rest[4] = {0, 24, 36, 50}; // 1 .. 3 vectors
-    const int64_t vectors = (queries + 15) / 16;
-    return (double)(vectors / 4) * 64.0 + of_rest[vectors % 4];
-}
-
-static double cost_of(const axis_sums *const s[3], int64_t queries, bool dynamic)
-{
-    const double keys = s[0]->keys * s[1]->keys * s[2]->keys;
-    const double full = s[0]->full_keys * s[1]->full_keys * s[2]->full_keys;
-    const double entries = s[0]->visited * s[1]->visited * s[2]->visited;
-    const double runs = dynamic ? s[0]->keys * s[1]->keys * s[2]->visited : 0.0;
-    return query_cost(queries) *
-           (full + partial_cost * (keys - full) + entry_cost * entries + run_cost * runs);
-}
-
 static int64_t product(const int64_t x[3])
 {
     return x[0] * x[1] * x[2];
+}
+
+// The kernel takes a tile of queries in blocks of 64 ranks, which share the keys that one of them
+// has loaded. Extents of a block; false if the ranks do not fall into equal boxes.
+static bool block_extents(int64_t block[3], const int64_t query[3])
+{
+    int64_t left = 64;
+    bool boxes = true;
+    for (int i = 2; i >= 0; i--) {
+        block[i] = least(query[i], left);
+        boxes = boxes && query[i] % block[i] == 0;
+        left /= block[i];
+    }
+    return boxes && (product(query) <= 64 || product(block) == 64);
+}
+
+// In units of a query's products with a key of a full entry: what more a masked key costs it; what
+// a block pays to look at a partial key, at an entry, at a run of keys (one line of a free box);
+// and what a tile pays to fetch a key from memory.
+static const double masked_cost = 0.07, look_cost = 2.5, entry_cost = 40.0, run_cost = 50.0,
+                    fetch_cost = 24.0;
+
+// What a kernel of 16 lanes and 4 vectors pays for a block of queries, in queries: fewer vectors
+// have less to do per key that is loaded.
+static double query_cost(int64_t queries)
+{
+    static const double of_vectors[5] = {0, 24, 36, 50, 64};
+    return of_vectors[least((queries + 15) / 16, 4)];
+}
+
+// tile, block: the axes' sums over the tiles and over their blocks.
+static double cost_of(const axis_sums *const tile[3], const axis_sums *const block[3],
+                      int64_t queries, int64_t block_queries, bool dynamic)
+{
+    const double seen = block[0]->keys * block[1]->keys * block[2]->keys;
+    const double whole = block[0]->full_keys * block[1]->full_keys * block[2]->full_keys;
+    const double keys = tile[0]->keys * tile[1]->keys * tile[2]->keys;
+    const double full = tile[0]->full_keys * tile[1]->full_keys * tile[2]->full_keys;
+    const double entries = tile[0]->visited * tile[1]->visited * tile[2]->visited;
+    const double runs = dynamic ? tile[0]->keys * tile[1]->keys * tile[2]->visited : 0.0;
+    const double blocks = (double)((queries + block_queries - 1) / block_queries);
+    return query_cost(block_queries) * (seen + masked_cost * (seen - whole)) +
+           blocks * (look_cost * (keys - full) + entry_cost * entries + run_cost * runs) +
+           fetch_cost * keys;
 }
 
 // How many heads rule r serves.
@@ -281,18 +301,23 @@ hd_status hd_gna_cost(double *out, const hd_gna_problem *problem, const hd_gna_t
 {
     axis_room room;
     int64_t groups[3];
+    hd_gna_tiles blocks = *tiles;
     double cost = 0;
     HD_TRY(make_room(&room, &problem->grid));
     order_groups(groups, problem);
+    (void)block_extents(blocks.query, tiles->query);
     for (int64_t r = 0; r < problem->rules; r++) {
-        axis_sums sums[3];
-        for (int i = 0; i < 3; i++) {
-            const axis_plan a = axis_of(&problem->rule[r][i], problem->grid.size[i], groups[i],
-                                        tiles, i, room.start, room.end);
-            sums[i] = sum_axis(&a, room.visits);
+        axis_sums sums[2][3];
+        for (int i = 0; i < 6; i++) {
+            const axis_plan a =
+                axis_of(&problem->rule[r][i % 3], problem->grid.size[i % 3], groups[i % 3],
+                        i < 3 ? tiles : &blocks, i % 3, room.start, room.end);
+            sums[i / 3][i % 3] = sum_axis(&a, room.visits);
         }
-        const axis_sums *const s[3] = {&sums[0], &sums[1], &sums[2]};
-        cost += heads_of(problem, r) * cost_of(s, product(tiles->query), tiles->dynamic);
+        const axis_sums *const tile[3] = {&sums[0][0], &sums[0][1], &sums[0][2]};
+        const axis_sums *const block[3] = {&sums[1][0], &sums[1][1], &sums[1][2]};
+        cost += heads_of(problem, r) *
+                cost_of(tile, block, product(tiles->query), product(blocks.query), tiles->dynamic);
     }
     free_room(&room);
     *out = cost;
@@ -301,7 +326,7 @@ hd_status hd_gna_cost(double *out, const hd_gna_problem *problem, const hd_gna_t
 
 /* --- choosing tiles */
 
-enum { EXTENTS = 12, QUERY_LEAST = 32, QUERY_BEST = 128, KEY_LEAST = 64, KEY_BEST = 256 };
+enum { EXTENTS = 12, QUERY_LEAST = 32, KEY_LEAST = 64, KEY_BEST = 256 };
 
 // The sums of an axis for every pair of extents, made when first asked for.
 typedef struct axis_table {
@@ -365,12 +390,14 @@ static void offer(choosing *c, const hd_gna_tiles *tiles, double cost)
     c->count = least(c->count + 1, c->most);
 }
 
-static void try_keys(choosing *c, hd_gna_tiles tiles, const int64_t q[3])
+// q, b: the extents of the tile and of its blocks, by their number.
+static void try_keys(choosing *c, hd_gna_tiles tiles, const int64_t q[3], const int64_t b[3])
 {
     int64_t largest = 1;
     for (int i = 0; i < 3; i++)
         largest *= c->key[i][c->keys[i] - 1];
     const int64_t lowest = least(KEY_LEAST, largest), queries = product(tiles.query);
+    const int64_t block_queries = c->query[0][b[0]] * c->query[1][b[1]] * c->query[2][b[2]];
     for (int64_t n = 0; n < c->keys[0] * c->keys[1] * c->keys[2]; n++) {
         const int64_t k[3] = {n / (c->keys[1] * c->keys[2]), n / c->keys[2] % c->keys[1],
                               n % c->keys[2]};
@@ -379,10 +406,13 @@ static void try_keys(choosing *c, hd_gna_tiles tiles, const int64_t q[3])
         if (product(tiles.key) < lowest || product(tiles.key) > KEY_BEST) continue;
         double cost = 0;
         for (int64_t r = 0; r < c->problem->rules; r++) {
-            const axis_sums *s[3];
-            for (int i = 0; i < 3; i++)
-                s[i] = table_sums(c, r, i, tiles.dynamic, q[i], k[i]);
-            cost += heads_of(c->problem, r) * cost_of(s, queries, tiles.dynamic);
+            const axis_sums *tile[3], *block[3];
+            for (int i = 0; i < 3; i++) {
+                tile[i] = table_sums(c, r, i, tiles.dynamic, q[i], k[i]);
+                block[i] = table_sums(c, r, i, tiles.dynamic, b[i], k[i]);
+            }
+            cost += heads_of(c->problem, r) *
+                    cost_of(tile, block, queries, block_queries, tiles.dynamic);
         }
         offer(c, &tiles, cost);
     }
@@ -400,8 +430,14 @@ static void try_queries(choosing *c, bool dynamic)
         hd_gna_tiles tiles = {.dynamic = dynamic};
         for (int i = 0; i < 3; i++)
             tiles.query[i] = c->query[i][q[i]];
-        if (product(tiles.query) >= lowest && product(tiles.query) <= QUERY_BEST)
-            try_keys(c, tiles, q);
+        int64_t block[3], b[3];
+        if (product(tiles.query) < lowest || product(tiles.query) > HD_GNA_QUERY_MOST ||
+            !block_extents(block, tiles.query))
+            continue;
+        for (int i = 0; i < 3; i++)
+            for (b[i] = q[i]; c->query[i][b[i]] != block[i];)
+                b[i]--; // a block is as long as its tile, or a lesser power of two
+        try_keys(c, tiles, q, b);
     }
 }
 
@@ -412,7 +448,7 @@ hd_status hd_gna_choose(hd_gna_tiles *out, int64_t *count, int64_t limit,
     order_groups(c.groups, problem);
     for (int i = 0; i < 3; i++) {
         const int64_t length = (problem->grid.size[i] + c.groups[i] - 1) / c.groups[i];
-        c.queries[i] = list_extents(c.query[i], length, QUERY_BEST, length);
+        c.queries[i] = list_extents(c.query[i], length, HD_GNA_QUERY_MOST, length);
         c.keys[i] = list_extents(c.key[i], length, KEY_BEST, problem->rule[0][i].window);
     }
     HD_TRY(make_room(&c.room, &problem->grid));

@@ -1,13 +1,16 @@
 // Neighbourhood windows: published neighbour sets and predictions, properties of the rule, plans
 // against brute-force masks on random grids.
 #include <algorithm>
+#include <cmath>
 #include <random>
 
+#include "engine/ops/sdpa.h"
 #include "support/alloc_fail.h"
 #include "support/catch.h"
 #include "support/fixture.h"
 #include "support/gna.h"
 #include "support/plan.h"
+#include "support/values.h"
 
 namespace
 {
@@ -547,4 +550,70 @@ TEST_CASE("gna: neighbour sets are NATTEN's", "[gna]")
         CHECK(wrong == 0);
         word += (tokens * tokens + 63) / 64;
     }
+}
+
+TEST_CASE("gna: the kernel over its plans, f32 and bf16, with log-sum-exp", "[gna]")
+{
+    const hd_dtype dtype = GENERATE(HD_F32, HD_BF16);
+    const int64_t dim = GENERATE(64, 128);
+    const bool dynamic = GENERATE(false, true);
+    CAPTURE(dtype, dim, dynamic);
+    const Problem problem({{2, 9, 21}, 3}, {{axis_of(2), axis_of(5, 2), axis_of(7)}}, 384);
+    Plan plan(problem, {{2, 4, 8}, {1, 4, 8}, dynamic});
+    const int64_t L = 384, H = 2;
+    const hd_shape shape = hd_shape4(1, L, H, dim);
+    Values q = Values::normal(dtype, shape, 1), k = Values::normal(dtype, shape, 2);
+    Values v = Values::normal(dtype, shape, 3), out(dtype, shape);
+    Values lse(HD_F32, hd_shape3(1, H, L));
+    const hd_plan *plans[1] = {&plan.b.plan};
+    int64_t visited = 0;
+    hd_sdpa a{};
+    a.q = q.t, a.k = k.t, a.v = v.t, a.out = out.t, a.lse = lse.t;
+    a.scale = (float)(1.0 / std::sqrt((double)dim));
+    a.plan = plans;
+    a.visited = &visited;
+    Run run(hd_cpu_features(), 2);
+    REQUIRE_OK(hd_sdpa_run(&run, &a));
+    CHECK(visited == H * plan.b.plan.row_start[plan.b.plan.query_tiles]);
+    double worst = 0, worst_lse = 0;
+    for (int64_t h = 0; h < H; h++)
+        for (int64_t i = 0; i < L; i++) {
+            std::vector<double> truth((size_t)dim);
+            double sum = 0;
+            for (int64_t j = 0; j < L; j++) {
+                if (!problem.at(0, i, j)) continue;
+                double s = 0;
+                for (int64_t d = 0; d < dim; d++)
+                    s += q.at((i * H + h) * dim + d) * k.at((j * H + h) * dim + d);
+                const double w = std::exp(s * (double)a.scale);
+                sum += w;
+                for (int64_t d = 0; d < dim; d++)
+                    truth[(size_t)d] += w * v.at((j * H + h) * dim + d);
+            }
+            for (int64_t d = 0; d < dim; d++)
+                worst = std::max(worst,
+                                 std::fabs(out.at((i * H + h) * dim + d) - truth[(size_t)d] / sum));
+            worst_lse = std::max(worst_lse, std::fabs(lse.at(h * L + i) - std::log(sum)));
+        }
+    CHECK(worst < (dtype == HD_F32 ? 1e-5 : 1e-2));
+    CHECK(worst_lse < (dtype == HD_F32 ? 1e-5 : 1e-2));
+}
+
+TEST_CASE("gna: log-sum-exp that one can compute by hand", "[gna]")
+{
+    Values q(HD_F32, hd_shape4(1, 4, 1, 1), 1.0f), k = q, v = q, out = q;
+    const Problem problem(line(4), {on_line(axis_of(3))});
+    Plan plan(problem, {{1, 1, 2}, {1, 1, 2}, false});
+    for (int64_t i = 0; i < 4; i++)
+        k.set(i, i == 0 ? 0.0f : (float)std::log(std::pow(2.0, (double)i)));
+    Values lse(HD_F32, hd_shape3(1, 1, 4));
+    const hd_plan *plans[1] = {&plan.b.plan};
+    hd_sdpa a{};
+    a.q = q.t, a.k = k.t, a.v = v.t, a.out = out.t, a.lse = lse.t, a.scale = 1, a.plan = plans;
+    Run run;
+    REQUIRE_OK(hd_sdpa_run(&run, &a));
+    CHECK(lse.at(0) == Approx(std::log(7.0)));
+    CHECK(lse.at(1) == Approx(std::log(7.0)));
+    CHECK(lse.at(2) == Approx(std::log(14.0)));
+    CHECK(lse.at(3) == Approx(std::log(14.0)));
 }
