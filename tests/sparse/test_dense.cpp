@@ -33,11 +33,11 @@ TEST_CASE("dense: int8 acts on its rows alone, or is refused before step 0", "[d
     REQUIRE_OK(c.dry(none));
     REQUIRE_OK(c.try_act(none));
     auto plain = c.out;
-    hd_status status = c.dry(int8);
-    // the dry pass of this test runs without instruction sets: none has int8 products
-    CHECK_FAILS(status, HD_ERR_UNSUPPORTED,
-                "test.json: processors[0] (dense) cannot act at unet:mid.attn.0 self: ");
-    if (c.try_act(int8) != HD_OK) return; // nor has this machine
+    REQUIRE_OK(c.dry(int8));        // no instruction sets at all: the plain integers
+    if (c.try_act(int8) != HD_OK) { // this machine has vectors but no int8 products
+        CHECK_FAILS(c.try_act(int8), HD_ERR_UNSUPPORTED, "int8");
+        return;
+    }
     const size_t row = plain.size() / 2;
     CHECK(memcmp(plain.data(), c.out.data(), row * sizeof(float)) == 0);
     CHECK(memcmp(plain.data() + row, c.out.data() + row, row * sizeof(float)) != 0);
