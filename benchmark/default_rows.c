@@ -198,7 +198,10 @@ hd_status hd_bench_default_rows(char **json, const hd_bench_shape *shape)
     plain_row(&l, "dynamic_mask, rest dropped", "dynamic_mask", "rest", "drop");
     plain_row(&l, "dynamic_mask + proxies", "dynamic_mask", "rest", "proxy");
     proxy_rows(&l);
-    if (!l.video) plain_row(&l, NULL, "agent", NULL, NULL);
+    begin(&l, "paro, calibrated, 25 %", "paro");
+    hd_json_write_double(&l.w, "density", 0.25);
+    end(&l);
+    if (!l.video && !shape->text) plain_row(&l, NULL, "agent", NULL, NULL);
     hd_json_write_end(&l.w, ']');
     return hd_json_writer_take(&l.w, json);
 }

@@ -112,9 +112,9 @@ static void write_processor(hd_json_writer *w, const hd_json *processor, const r
         if (strcmp(key, "name") == 0 || strcmp(key, "steps") == 0 || strcmp(key, "branches") == 0)
             continue;
         if (strcmp(key, "sites") == 0 && !r->keep_sites) continue;
-        if (scaled && is_use(processor, "vmoba") && strncmp(key, "block", 5) == 0 &&
-            write_scaled(w, field, s))
-            continue;
+        const bool follows = (is_use(processor, "vmoba") && strncmp(key, "block", 5) == 0) ||
+                             (is_use(processor, "swin_windows") && strcmp(key, "window") == 0);
+        if (scaled && follows && write_scaled(w, field, s)) continue;
         hd_json_write_node(w, key, field);
     }
     if (scaled && is_use(processor, "gna") && !hd_json_get(processor, "base_size"))
@@ -201,6 +201,8 @@ static hd_status add_defaults(const reader *r, const char *only, int64_t *added)
         const char *use;
         status = hd_json_to_string(hd_json_get(row, "use"), &use);
         if (status != HD_OK || (only && strcmp(only, use) != 0) || !known(r->list, use)) continue;
+        // a network's plan file comes from heddle calibrate: nobody has made one
+        if (r->keep_sites && !only && strcmp(use, "paro") == 0) continue;
         status = add_chain(r, row);
         *added += 1;
     }

@@ -25,7 +25,8 @@ typedef struct hd_bench_rows {
  * arrays of processors that act together, or a preset, whose processors are taken. A processor's
  * "name" is the row's; "steps" and "branches" are left out, so that it acts, and unless keep_sites
  * "sites". Dense comes first, whatever is said. With a scaled shape, windows and strides follow the
- * grid: "base_size" is added to "gna", the blocks of "vmoba" are scaled alike. */
+ * grid: "base_size" is added to "gna", the blocks of "vmoba" and the windows of
+ * "swin_windows" are scaled alike. */
 HD_CHECKED hd_status hd_bench_rows_read(hd_bench_rows *out, const char *text,
                                         const hd_bench_shape *shape, bool keep_sites,
                                         const hd_processor_list *list);

@@ -172,7 +172,9 @@ static hd_status worst_row(const hd_bench_report *report)
 {
     for (int64_t i = 0; i < report->count; i++) {
         const hd_bench_result *r = &report->result[i];
-        if (r->status != HD_OK) return hd_fail(r->status, "row \"%s\": %s", r->label, r->why);
+        if (r->status == HD_OK) continue;
+        if (strncmp(r->why, "row ", 4) == 0) return hd_fail(r->status, "%s", r->why);
+        return hd_fail(r->status, "row \"%s\": %s", r->label, r->why);
     }
     return HD_OK;
 }

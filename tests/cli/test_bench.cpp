@@ -1,6 +1,7 @@
 // heddle bench as people meet it: a table, files, refusals, a stop.
 #include <cJSON.h>
 #include <csignal>
+#include <set>
 
 #include "support/catch.h"
 #include "support/fixture.h"
@@ -38,6 +39,41 @@ TEST_CASE("heddle bench attention: a table and its files", "[cli]")
     Said quiet = heddle(f.path(), {"bench", "attention", "--grid", "4,4", "--rows", "[]", "-q"});
     CHECK(quiet.code == 0);
     CHECK(quiet.out == "");
+}
+
+TEST_CASE("heddle bench attention: the accelerators of a shape are all measured", "[cli]")
+{
+    Folder f;
+    const std::string shape = GENERATE("flux-1k", "cogvideox", "wan-480p");
+    INFO(shape);
+    Said said =
+        heddle(f.path(), {"bench", "attention", "--shape", shape, "--scale", "0.4", "--heads", "1",
+                          "--head-dim", "32", "--text", "7", "--repeat", "1", "--json", "a.json"});
+    INFO(said.err);
+    cJSON *root = cJSON_Parse(f.read("a.json").c_str()), *row;
+    REQUIRE(root);
+    std::set<std::string> names;
+    cJSON_ArrayForEach(row, cJSON_GetObjectItem(root, "rows"))
+    {
+        cJSON *first = cJSON_GetArrayItem(cJSON_GetObjectItem(row, "processors"), 0);
+        cJSON *error = cJSON_GetObjectItem(row, "error");
+        if (error) { // only what this processor has no instructions for
+            INFO(cJSON_GetObjectItem(error, "message")->valuestring);
+            CHECK(std::string(cJSON_GetObjectItem(row, "name")->valuestring).find("int8") !=
+                  std::string::npos);
+            continue;
+        }
+        const double density = cJSON_GetObjectItem(row, "density")->valuedouble;
+        CHECK(density > 0);
+        CHECK(density <= 1.1);
+        CHECK(cJSON_GetObjectItem(row, "rel_l1")->valuedouble < 1);
+        if (cJSON *mass = cJSON_GetObjectItem(row, "retained_mass")) CHECK(mass->valuedouble > 0.2);
+        if (first) names.insert(cJSON_GetObjectItem(first, "use")->valuestring);
+    }
+    cJSON_Delete(root);
+    for (auto name :
+         {"gna", "paro", "proxy", "vmoba", "xattention", "swin_windows", "dynamic_mask"})
+        CHECK(names.count(name) == 1);
 }
 
 TEST_CASE("heddle bench attention: random and scaled", "[cli]")
