@@ -21,13 +21,13 @@ static int64_t most(int64_t a, int64_t b)
 
 static int64_t common_multiple(int64_t a, int64_t b)
 {
-    int64_t x = a, y = b;
-    while (y) {
+    int64_t x = a, y = b; // both >= 1
+    while (y > 0) {
         const int64_t rest = x % y;
         x = y;
         y = rest;
     }
-    return a / x * b;
+    return x > 0 ? a / x * b : 0;
 }
 
 // Groups of the order on each axis.
@@ -215,8 +215,10 @@ hd_status hd_gna_predict(hd_gna_prediction *out, const hd_grid *grid, const hd_g
             seen += (room.end[x] - room.start[x] + d - 1) / d;
         const int64_t group = (length + d - 1) / d; // the longest: others are padded to it
         p.pairs *= (double)seen;
-        p.query_tiles *= (double)((group + tiles->query[i] - 1) / tiles->query[i] * d);
-        p.key_tiles *= (double)((group + tiles->key[i] - 1) / tiles->key[i] * d);
+        const int64_t query_pieces = (group + tiles->query[i] - 1) / tiles->query[i];
+        const int64_t key_pieces = (group + tiles->key[i] - 1) / tiles->key[i];
+        p.query_tiles *= (double)(query_pieces * d);
+        p.key_tiles *= (double)(key_pieces * d);
         p.visited *= s.visited;
         p.full *= s.full;
         p.worst *= s.worst;
@@ -261,7 +263,7 @@ static bool block_extents(int64_t block[3], const int64_t query[3])
 // a block pays to look at a partial key, at an entry, at a run of keys (one line of a free box);
 // and what a tile pays to fetch a key from memory.
 static const double masked_cost = 0.07, look_cost = 2.5, entry_cost = 40.0, run_cost = 50.0,
-                    fetch_cost = 24.0;
+                    fetch_cost = 4.0;
 
 // What a kernel of 16 lanes and 4 vectors pays for a block of queries, in queries: fewer vectors
 // have less to do per key that is loaded.
@@ -281,9 +283,9 @@ static double cost_of(const axis_sums *const tile[3], const axis_sums *const blo
     const double full = tile[0]->full_keys * tile[1]->full_keys * tile[2]->full_keys;
     const double entries = tile[0]->visited * tile[1]->visited * tile[2]->visited;
     const double runs = dynamic ? tile[0]->keys * tile[1]->keys * tile[2]->visited : 0.0;
-    const double blocks = (double)((queries + block_queries - 1) / block_queries);
+    const int64_t blocks = (queries + block_queries - 1) / block_queries;
     return query_cost(block_queries) * (seen + masked_cost * (seen - whole)) +
-           blocks * (look_cost * (keys - full) + entry_cost * entries + run_cost * runs) +
+           (double)blocks * (look_cost * (keys - full) + entry_cost * entries + run_cost * runs) +
            fetch_cost * keys;
 }
 

@@ -95,7 +95,8 @@ static void *moved(hd_plan_builder *b, void *old, size_t kept, size_t bytes)
     void *fresh = take(b, bytes);
     if (!fresh || !old) return fresh;
     memcpy(fresh, old, kept);
-    for (hd_plan_block **at = &b->blocks; *at; at = &(*at)->next) {
+    if (b->memory) return fresh;
+    for (hd_plan_block **at = &b->blocks->next; *at; at = &(*at)->next) { // the first is fresh
         hd_plan_block *block = *at;
         if ((void *)block->data != old) continue;
         *at = block->next;
