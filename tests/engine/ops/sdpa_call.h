@@ -376,49 +376,33 @@ struct Call {
         return list;
     }
 
-    // Largest absolute differences, and what they are relative to.
-    struct Errors {
-        double out = 0.0, lse = 0.0, largest = 1e-30;
-        void meet(double &worst, double difference)
-        {
-            worst =
-                std::isnan(difference) ? (double)infinity : std::max(worst, std::fabs(difference));
-        }
+    // What a call should give, by two passes in f64; NaN where nothing is to be written.
+    struct Truth {
+        std::vector<double> out; // [B, H, Lq, Dv + indicators]
+        std::vector<double> lse; // [B, H, Lq]
     };
 
-    void query_errors(Errors &e, int64_t b, int64_t h, int64_t i, const PlanMeaning *m) const
+    void add_query(Truth &t, int64_t b, int64_t h, int64_t i, const PlanMeaning *m) const
     {
-        const int64_t channels = n.dv + indicators, row = (b * n.h + h) * n.lq + i;
         auto list = summands(b, h, i, m);
         double max = -(double)infinity, sum = 0.0;
         for (const Summand &s : list)
             max = std::max(max, s.score);
-        std::vector<double> value((size_t)channels);
+        std::vector<double> value((size_t)(n.dv + indicators));
         for (const Summand &s : list) {
             const double p = max > -(double)infinity ? std::exp(s.score - max) : 0.0;
             sum += p;
             for (size_t d = 0; p > 0 && d < value.size(); d++)
                 value[d] += p * s.value[d];
         }
-        for (int64_t d = 0; d < channels; d++) {
-            const double want = sum > 0 ? value[(size_t)d] / sum : 0.0;
-            const double got = d < n.dv ? out.at(b, i, h, d)
-                                        : (double)probed[(size_t)(row * indicators + d - n.dv)];
-            e.meet(e.out, got - want);
-            e.largest = std::max(e.largest, std::fabs(want));
-        }
-        const double got = (double)lse[(size_t)row];
-        if (sum > 0)
-            e.meet(e.lse, got - (max + std::log(sum)));
-        else if (got != -(double)infinity)
-            e.lse = (double)infinity;
+        for (double x : value)
+            t.out.push_back(sum > 0 ? x / sum : 0.0);
+        t.lse.push_back(sum > 0 ? max + std::log(sum) : -(double)infinity);
     }
 
-    // Relative error (max-abs over max-abs) of out and probed, and the largest absolute one of
-    // lse, by two passes in f64.
-    void errors(double &out_error, double &lse_error)
+    Truth truth()
     {
-        Errors e;
+        Truth t;
         for (int64_t b = 0; b < n.b; b++)
             for (int64_t h = 0; h < n.h; h++) {
                 const hd_plan *plan = plan_of(b);
@@ -426,13 +410,44 @@ struct Call {
                 if (plan) m = plan_meaning(*plan, h, n.lq, n.lk);
                 const int64_t end = query_len.empty() ? n.lq : query_len[(size_t)b];
                 for (int64_t i = 0; i < end; i++)
-                    query_errors(e, b, h, i, plan ? &m : nullptr);
-                for (int64_t i = end; i < n.lq; i++) // not written
-                    if (!std::isnan(out.at(b, i, h, 0)) ||
-                        !std::isnan(lse[(size_t)((b * n.h + h) * n.lq + i)]))
-                        e.out = (double)infinity;
+                    add_query(t, b, h, i, plan ? &m : nullptr);
+                t.lse.resize((size_t)((b * n.h + h + 1) * n.lq), std::nan(""));
+                t.out.resize(t.lse.size() * (size_t)(n.dv + indicators), std::nan(""));
             }
-        out_error = e.out / e.largest, lse_error = e.lse;
+        return t;
+    }
+
+    static void meet(double &worst, double got, double want)
+    {
+        if (std::isnan(want) ? std::isnan(got) : got == want) return;
+        const double difference = std::fabs(got - want);
+        worst = std::isnan(difference) ? (double)infinity : std::max(worst, difference);
+    }
+
+    // Relative error (max-abs over max-abs) of out and probed, and the largest absolute one of
+    // lse.
+    void errors(const Truth &t, double &out_error, double &lse_error) const
+    {
+        double largest = 1e-30;
+        size_t at = 0;
+        out_error = lse_error = 0.0;
+        for (int64_t row = 0; row < n.b * n.h * n.lq; row++) {
+            const int64_t b = row / n.lq / n.h, h = row / n.lq % n.h, i = row % n.lq;
+            meet(lse_error, (double)lse[(size_t)row], t.lse[(size_t)row]);
+            for (int64_t d = 0; d < n.dv + indicators; d++, at++) {
+                const bool probe = d >= n.dv;
+                meet(out_error,
+                     probe ? (double)probed[(size_t)(row * indicators + d - n.dv)]
+                           : out.at(b, i, h, d),
+                     t.out[at]);
+                if (!std::isnan(t.out[at])) largest = std::max(largest, std::fabs(t.out[at]));
+            }
+        }
+        out_error /= largest;
+    }
+    void errors(double &out_error, double &lse_error)
+    {
+        errors(truth(), out_error, lse_error);
     }
 };
 
@@ -441,13 +456,18 @@ inline double tolerance(hd_dtype dtype)
     return dtype == HD_F32 ? 2e-5 : 2e-2;
 }
 
-inline void check_against_f64(Call &c, double lse_tolerance = 0.0)
+inline void check_against(const Call::Truth &truth, const Call &c, double lse_tolerance = 0.0)
 {
     double out_error, lse_error;
-    c.errors(out_error, lse_error);
+    c.errors(truth, out_error, lse_error);
     CHECK(out_error <= tolerance(c.n.dtype));
     CHECK(lse_error <= (lse_tolerance > 0 ? lse_tolerance : c.n.dtype == HD_F32 ? 1e-5 : 1e-3));
     CHECK(c.out.gaps_untouched());
+}
+
+inline void check_against_f64(Call &c)
+{
+    check_against(c.truth(), c);
 }
 
 #endif

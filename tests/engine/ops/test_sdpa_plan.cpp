@@ -255,6 +255,7 @@ int64_t entries(Call &c)
 
 void check_everywhere(Call &c, uint64_t seed, double lse_tolerance = 0.0)
 {
+    const Call::Truth truth = c.truth();
     for (unsigned isa : every_isa()) {
         Run run(isa, 1 + (int)(seed % 3));
         char text[100];
@@ -265,7 +266,7 @@ void check_everywhere(Call &c, uint64_t seed, double lse_tolerance = 0.0)
         Call now = c;
         hd_sdpa a = now.args();
         REQUIRE_OK(hd_sdpa_run(&run, &a));
-        check_against_f64(now, lse_tolerance);
+        check_against(truth, now, lse_tolerance);
         if (c.key_len.empty() && c.query_len.empty() && !c.causal)
             CHECK(now.visited == entries(now));
         CHECK(hd_arena_mark(run.exec.arena) == 0);
@@ -278,7 +279,7 @@ void check_everywhere(Call &c, uint64_t seed, double lse_tolerance = 0.0)
 
 TEST_CASE("sdpa: random plans of tiles agree with f64", "[ops][sdpa][plan]")
 {
-    for (uint64_t seed = 1; seed <= 120; seed++) {
+    for (uint64_t seed = 1; seed <= 100; seed++) {
         std::mt19937_64 rng(seed);
         Call c = random_call(rng, seed);
         for (int64_t b = 0; b < c.n.b; b++)
@@ -290,7 +291,7 @@ TEST_CASE("sdpa: random plans of tiles agree with f64", "[ops][sdpa][plan]")
 
 TEST_CASE("sdpa: random plans of key boxes agree with f64", "[ops][sdpa][plan]")
 {
-    for (uint64_t seed = 1; seed <= 80; seed++) {
+    for (uint64_t seed = 1; seed <= 70; seed++) {
         std::mt19937_64 rng(seed);
         Call c = random_call(rng, seed);
         const int64_t f = pick(rng, {1, 2, 3}), y = pick(rng, {1, 4, 5}), x = pick(rng, {1, 7, 10});
@@ -310,7 +311,7 @@ TEST_CASE("sdpa: random plans of key boxes agree with f64", "[ops][sdpa][plan]")
 
 TEST_CASE("sdpa: proxies stand for what a query does not visit", "[ops][sdpa][plan]")
 {
-    for (uint64_t seed = 1; seed <= 80; seed++) {
+    for (uint64_t seed = 1; seed <= 70; seed++) {
         std::mt19937_64 rng(seed);
         Call c = random_call(rng, seed);
         for (int64_t b = 0; b < c.n.b; b++)
@@ -339,11 +340,12 @@ TEST_CASE("sdpa: every pattern of twelve key tiles agrees with f64", "[ops][sdpa
         }
         o.row_start.push_back((int64_t)o.visit.size());
     }
+    const Call::Truth truth = c.truth();
     for (unsigned isa : every_isa()) {
         Run run(isa, 2);
         hd_sdpa a = c.args();
         REQUIRE_OK(hd_sdpa_run(&run, &a));
-        check_against_f64(c);
+        check_against(truth, c);
         CHECK(c.visited == 12 * patterns / 2);
         CHECK(c.out.at(0, 0, 0, 0) == 0.0); // sees nothing
         CHECK(c.lse[0] == -infinity);
