@@ -4,7 +4,8 @@
  * The includer says TILE_VECTORS (vectors per block, 1 .. 4), and defines TILE_BF16_PAIRS if its
  * units are bf16 pairs, TILE_INT8 if they are four bytes. Both products keep 6 x TILE_VECTORS sums
  * in registers: per step of the shared axis 6 broadcasts and TILE_VECTORS loads feed 6 x
- * TILE_VECTORS multiply-adds, so that the multipliers, not the loads, are what limits. */
+ * TILE_VECTORS multiply-adds, so that the multipliers, not the loads, are what limits. Blocks of
+ * half the vectors have twice the rows. */
 #include <math.h>
 
 #include "kernels/cpu/lanes.h"
@@ -297,7 +298,7 @@ static void tile_begin(hd_sdpa_block *b)
            (size_t)((h->value_dim + h->indicators) * b->vectors * LANES) * sizeof *b->out);
 }
 
-typedef lanes tile_sums[TILE_ROWS][TILE_VECTORS];
+typedef lanes tile_sums[2 * TILE_ROWS][TILE_VECTORS];
 
 LANES_INLINE void tile_sums_load(int rows, int vectors, tile_sums sum, const float *from)
 {
@@ -370,11 +371,13 @@ LANES_INLINE void tile_sums_add(int rows, int vectors, tile_sums sum, const floa
     }
 }
 
-// Calls rows(n, i) for n rows from row i on until `count` are done: 6 at a time, then 4, 2, 1; 8
-// are 4 and 4.
-#define TILE_FOR_ROWS(count, i, rows)                                                              \
+// Calls rows(n) for n rows from row i on until `count` are done: 6 at a time, then 4, 2, 1; 8 are 4
+// and 4. Narrow blocks, of half the vectors or fewer, have registers for 12.
+#define TILE_FOR_ROWS(vectors, count, i, rows)                                                     \
     do {                                                                                           \
         int64_t i = 0, tile_left_ = (count);                                                       \
+        for (; 2 * (vectors) <= TILE_VECTORS && tile_left_ >= 12; tile_left_ -= 12, i += 12)       \
+            rows(12);                                                                              \
         for (; tile_left_ >= 6 && tile_left_ != 8; tile_left_ -= 6, i += 6)                        \
             rows(6);                                                                               \
         for (; tile_left_ >= 4; tile_left_ -= 4, i += 4)                                           \
@@ -423,7 +426,7 @@ LANES_INLINE void tile_score_spans(int vectors, hd_sdpa_block *b, const hd_sdpa_
         const hd_sdpa_span span = step->span[s];
         const float *keys = step->packed->keys + span.start * row;
 #define ROWS(n) tile_score_rows(n, vectors, b, keys + i * row, to + i * vectors * LANES, largest)
-        TILE_FOR_ROWS(span.count, i, ROWS);
+        TILE_FOR_ROWS(vectors, span.count, i, ROWS);
 #undef ROWS
         to += span.count * vectors * LANES;
     }
@@ -471,7 +474,7 @@ LANES_INLINE void tile_value_panels(int vectors, hd_sdpa_block *b, const hd_sdpa
         const float *panel = step->packed->values + (first + c) * step->packed->units;
         float *out = b->out + (first + c) * vectors * LANES;
 #define ROWS(n) tile_value_rows(n, vectors, b, step, panel + i, width, out + i * vectors * LANES)
-        TILE_FOR_ROWS(width, i, ROWS);
+        TILE_FOR_ROWS(vectors, width, i, ROWS);
 #undef ROWS
     }
 }
