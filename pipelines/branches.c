@@ -116,6 +116,7 @@ static hd_status read_links(hd_branches *out, const hd_branches_preset *own, con
         const char *start = own->item[i].start;
         if (!start) continue;
         out->item[i].start = hd_branches_find(out, start);
+        out->item[i].start_given = true;
         if (out->item[i].start < 0)
             return hd_json_fail(hd_json_get(out->item[i].node, "start"), HD_ERR_ARGUMENT,
                                 "is \"%s\", which is no branch of this run", start);

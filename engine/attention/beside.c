@@ -58,7 +58,7 @@ static void ask_roles(hd_branch *b, const hd_branch_ask *ask)
 static hd_status ask_latent(hd_branches_ctx *ctx, hd_branch *b, const hd_branch_ask *ask)
 {
     int self = (int)(b - ctx->branches->item), other = -1;
-    if (ask->start) {
+    if (ask->start && !b->start_given) {
         HD_TRY(other_branch(ctx, ask->start, &other));
         if (b->start >= 0 && b->start != other) return two_wishes(ctx, b->name, "start");
         if (other != self) b->start = other;

@@ -69,6 +69,7 @@ typedef struct hd_branch {
     hd_inversion inversion;
     bool follow_given, follow; // its latent is set to that trajectory at every step
     bool not_sampled;          // a processor sets its latent; its prediction is not used
+    bool start_given;
     int start;                 // branch whose start (noise, picture, trajectory) it takes; -1: own
     int latent;                // branch whose latent its rows show; its own number: it has one
     hd_latent_view view;
