@@ -6,7 +6,8 @@
 static const hd_processor_class *const accelerators[] = {
     &hd_agent,
     &hd_block_causal,
-    &hd_dense,&hd_dynamic_mask, 
+    &hd_dense,
+    &hd_dynamic_mask,
     &hd_gna,
     &hd_kv_cache,
     &hd_paro,

@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/attention/planner/select.h"
+
 enum { LANES = HD_PLANNER_LANES, KEY_TILE = 128 };
 
 void hd_vmoba_tiles_free(hd_vmoba_tiles *tiles)
@@ -122,28 +124,6 @@ static uint64_t sort_key(const sort_work *w, int64_t head, int64_t rank)
     return key << 16 * (4 - found) % 64;
 }
 
-// Ranks first .. end - 1 by key, equal keys in their order: merges from short runs up.
-static void sort_ranks(uint64_t *key, int32_t *rank, uint64_t *key2, int32_t *rank2, int64_t n)
-{
-    for (int64_t run = 1; run < n; run *= 2) {
-        for (int64_t i = 0; i < n; i += 2 * run) {
-            const int64_t middle = i + run < n ? i + run : n;
-            const int64_t end = i + 2 * run < n ? i + 2 * run : n;
-            int64_t a = i, b = middle;
-            for (int64_t to = i; to < end; to++) {
-                const bool left = b >= end || (a < middle && key[a] <= key[b]);
-                const int64_t from = left ? a : b;
-                key2[to] = key[from];
-                rank2[to] = rank[from];
-                a += left;
-                b += !left;
-            }
-        }
-        memcpy(key, key2, (size_t)n * sizeof *key);
-        memcpy(rank, rank2, (size_t)n * sizeof *rank);
-    }
-}
-
 // The words of the sorted order.
 static void sorted_words(const sort_work *w, int64_t head, const int32_t *rank)
 {
@@ -176,8 +156,8 @@ static hd_status sort_head(void *arg, int64_t head, int thread)
     }
     for (int64_t c = 0; c < s->blocks; c++) {
         const int64_t first = s->bound[c], count = s->bound[c + 1] - first;
-        sort_ranks(key + first, rank + first, key + s->ranks + first, rank + s->ranks + first,
-                   count);
+        hd_select_sort(key + first, rank + first, key + s->ranks + first, rank + s->ranks + first,
+                       count, 0);
     }
     sorted_words(w, head, rank);
     int32_t *query_order = w->l->query_order + head * w->queries;

@@ -22,55 +22,51 @@ static uint64_t sort_key(float weight, int64_t index)
     return (uint64_t)~bits << 32 | (uint64_t)index;
 }
 
-static void insertion_sort(uint64_t *key, int64_t n)
+// One pass of a radix sort.
+static void sort_pass(const uint64_t *key, const int32_t *item, uint64_t *to_key, int32_t *to_item,
+                      int64_t n, int byte, const int32_t count[256])
 {
-    for (int64_t i = 1; i < n; i++) {
-        uint64_t x = key[i];
-        int64_t j = i;
-        for (; j > 0 && key[j - 1] > x; j--)
-            key[j] = key[j - 1];
-        key[j] = x;
+    int32_t at[256], next = 0;
+    for (int i = 0; i < 256; i++) {
+        at[i] = next;
+        next += count[i];
+    }
+    for (int64_t i = 0; i < n; i++) {
+        const int32_t to = at[key[i] >> 8 * byte & 255]++;
+        to_key[to] = key[i];
+        if (item) to_item[to] = item[i];
     }
 }
 
-static void merge(uint64_t *to, const uint64_t *a, int64_t na, const uint64_t *b, int64_t nb)
+void hd_select_sort(uint64_t *key, int32_t *item, uint64_t *other_key, int32_t *other_item,
+                    int64_t n, int first)
 {
-    int64_t i = 0, j = 0;
-    while (i < na && j < nb) {
-        const uint64_t x = a[i], y = b[j], first = x <= y;
-        *to++ = first ? x : y;
-        i += (int64_t)first;
-        j += (int64_t)!first;
+    int32_t count[8][256] = {{0}};
+    uint64_t *from = key, *to = other_key;
+    int32_t *from_item = item, *to_item = other_item;
+    for (int64_t i = 0; i < n; i++)
+        for (int byte = first; byte < 8; byte++)
+            count[byte][key[i] >> 8 * byte & 255]++;
+    for (int byte = first; byte < 8 && n > 1; byte++) {
+        if (count[byte][key[0] >> 8 * byte & 255] == n) continue; // a byte that all share
+        sort_pass(from, from_item, to, to_item, n, byte, count[byte]);
+        uint64_t *swap = from;
+        int32_t *swap_item = from_item;
+        from = to, to = swap;
+        from_item = to_item, to_item = swap_item;
     }
-    memcpy(to, a + i, (size_t)(na - i) * sizeof *to);
-    memcpy(to + (na - i), b + j, (size_t)(nb - j) * sizeof *to);
-}
-
-// Runs of eight, then merges back and forth; returns where the result is.
-static const uint64_t *merge_sort(uint64_t *key, uint64_t *other, int64_t n)
-{
-    int64_t run = 8;
-    for (int64_t i = 0; i < n; i += run)
-        insertion_sort(key + i, n - i < run ? n - i : run);
-    for (; run < n; run *= 2) {
-        for (int64_t i = 0; i < n; i += 2 * run) {
-            int64_t na = n - i < run ? n - i : run;
-            int64_t nb = n - i - na < run ? n - i - na : run;
-            merge(other + i, key + i, na, key + i + na, nb);
-        }
-        uint64_t *swap = key;
-        key = other, other = swap;
-    }
-    return key;
+    if (from == key) return;
+    memcpy(key, from, (size_t)n * sizeof *key);
+    if (item) memcpy(item, from_item, (size_t)n * sizeof *item);
 }
 
 void hd_select_order(int32_t *index, const float *weight, int64_t n, uint64_t *scratch)
 {
     for (int64_t i = 0; i < n; i++)
         scratch[i] = sort_key(weight[i], i);
-    const uint64_t *sorted = merge_sort(scratch, scratch + n, n);
+    hd_select_sort(scratch, NULL, scratch + n, NULL, n, 4);
     for (int64_t i = 0; i < n; i++)
-        index[i] = (int32_t)(sorted[i] & UINT32_MAX);
+        index[i] = (int32_t)(scratch[i] & UINT32_MAX);
 }
 
 int64_t hd_select_share(const float *weight, const int32_t *index, int64_t n, double share,

@@ -29,6 +29,11 @@ static inline bool hd_bit(const uint64_t *words, int64_t i)
 
 int64_t hd_bits_count(const uint64_t *words, int64_t count); // ones in `count` words
 
+/* key [n] ascending by its bytes first .. 7 (0: the lowest), equal ones as they were; item [n] goes
+ * along (NULL: none). The other two are working memory of the same size. */
+void hd_select_sort(uint64_t *key, int32_t *item, uint64_t *other_key, int32_t *other_item,
+                    int64_t n, int first);
+
 /* The indices of weight [n] into index [n], largest first. scratch: [2 n] */
 void hd_select_order(int32_t *index, const float *weight, int64_t n, uint64_t *scratch);
 
