@@ -31,6 +31,15 @@ static hd_status count_row(hd_bench_watch *w, const hd_attention_seen *seen, int
     return HD_OK;
 }
 
+// What a processor has attended to beside the call: agents.
+static void count_passes(hd_bench_watch *w, const hd_attention_seen *seen)
+{
+    const hd_attention_call *c = seen->call;
+    const double per_pair = 2.0 * (double)(c->q.dim[3] + c->v.dim[3]);
+    w->executed += seen->pass_pairs * per_pair;
+    w->useful += seen->pass_pairs * per_pair;
+}
+
 // The log-sum-exp of every query over the keys it sees, in the call's own type: the same plans
 // without their proxies once more.
 static hd_status take_lse(hd_bench_watch *w, const hd_attention_seen *seen)
@@ -69,6 +78,7 @@ static hd_status on_call(void *user, const hd_attention_seen *seen)
     w->plan_seconds += seen->plan_seconds;
     if (!w->details) return HD_OK;
     w->entries += seen->visited;
+    count_passes(w, seen);
     for (int64_t b = 0; b < seen->call->q.dim[0]; b++)
         HD_TRY(count_row(w, seen, b));
     return w->lse && !seen->mapped ? take_lse(w, seen) : HD_OK;

@@ -44,12 +44,13 @@ static hd_status enter(edited_call *e, call_link *a)
     return HD_OK;
 }
 
-static hd_status run_pass(const edited_call *e, const call_link *a, const hd_pass *p)
+static hd_status run_pass(edited_call *e, const call_link *a, const hd_pass *p)
 {
     int64_t query_len[HD_MAX_ROWS], key_len[HD_MAX_ROWS];
     for (int64_t b = 0; b < e->call.q.dim[0]; b++) {
         query_len[b] = !a->active[b] ? 0 : p->query_len ? p->query_len : e->query_len[b];
         key_len[b] = p->key_len ? p->key_len : e->key_len[b];
+        e->pass_pairs += (double)query_len[b] * (double)key_len[b] * (double)p->q.dim[2];
     }
     hd_sdpa args = {.q = p->q,
                     .k = p->k,

@@ -37,6 +37,7 @@ typedef struct edited_call {
     hd_tensor lse;
     double plan_seconds;
     int64_t visited;
+    double pass_pairs; // of extra passes before the kernel: queries x keys x heads
 } edited_call;
 
 /* The pairs of number formats: qk + 2 pv. */

@@ -100,6 +100,7 @@ static hd_status tell(const edited_call *e, double begin)
                                     .planned = e->planned,
                                     .mapped = e->mapped,
                                     .visited = e->visited,
+                                    .pass_pairs = e->pass_pairs,
                                     .plan_seconds = e->plan_seconds,
                                     .kernel_seconds = hd_call_seconds(e) - begin};
     return e->run->watch(e->run->watch_user, &seen);

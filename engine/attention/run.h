@@ -58,6 +58,7 @@ typedef struct hd_attention_seen {
     const hd_plan *const *plan;         // [B], an entry NULL: dense
     bool planned, mapped;               // a plan-giving processor acts; the explicit-map kernel ran
     int64_t visited;                    // entries, over rows, heads and query tiles
+    double pass_pairs; // queries x keys x heads of the extra passes before this kernel
     double plan_seconds, kernel_seconds;
 } hd_attention_seen;
 
