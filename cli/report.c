@@ -16,6 +16,7 @@ void hd_report_pictures(const hd_result *result)
     }
     const hd_report *r = hd_result_report(result);
     if (r->latents_path) printf("%s  latents\n", r->latents_path);
+    if (r->capture_path) printf("%s  attention\n", r->capture_path);
 }
 
 void hd_report_stopped(const hd_result *result)
@@ -73,6 +74,7 @@ static void write_pictures(hd_json_writer *w, const hd_result *result)
 static void write_report(hd_json_writer *w, const hd_report *r)
 {
     if (r->latents_path) hd_json_write_string(w, "latents", r->latents_path);
+    if (r->capture_path) hd_json_write_string(w, "capture", r->capture_path);
     hd_json_write_string(w, "model", r->model);
     hd_json_write_string(w, "model_hash", r->model_hash);
     hd_json_write_string(w, "sampler", r->sampler);

@@ -122,7 +122,7 @@ typedef struct hd_result hd_result;
  *
  * preset_json: one JSON object, presets/schema.json. name: what it is called in messages
  * ("my.json", "command line"); NULL: "preset". callbacks: may be NULL. The run writes exactly the
- * files it names ("output", "latents_out", "preview"), each complete or not at all, existing ones
+ * files it names ("output", "latents_out", "capture", "preview" ...), each complete or not at all, existing ones
  * replaced; without "output" pictures are in memory only. Relative paths are relative to the
  * current directory. The model of the last run is kept and used again when folder, its files and
  * the precision are the same.
@@ -170,6 +170,7 @@ typedef struct hd_report {
     const char *precision;        // resolved: "f32" or "bf16"
     const char *precision_reason; // "auto: bf16 took 0.53 of f32's time", "asked for"
     const char *latents_path;     // where latents_out was written, or NULL
+    const char *capture_path;     // where capture was written, or NULL
     int threads;
     double seconds;         // all of hd_context_run
     uint64_t peak_bytes;    // peak resident memory of the process, mapped pages included
@@ -191,7 +192,7 @@ HD_CHECKED hd_status hd_result_write_png(const hd_result *result, int index, con
 void hd_result_free(hd_result *result);
 
 /* Reads the JSON of a run from a preset file, or from a PNG that Heddle made; the contents tell
- * which. From a picture the fields that say where to write ("output", "latents_out", "preview") are
+ * which. From a picture the fields that say where to write ("output", "latents_out" ...) are
  * never taken. The JSON itself is checked by hd_context_run. The caller frees *json with
  * hd_text_free. HD_ERR_FORMAT when a picture carries no run. */
 HD_CHECKED hd_status hd_preset_read(const char *path, char **json);

@@ -39,8 +39,8 @@ static hd_status find_paro(calibrating *c)
 static hd_status write_run(char **json, const calibrating *c, const char *prompt,
                            int64_t prompt_bytes)
 {
-    static const char *const left_out[] = {"processors", "output", "latents_out", "preview",
-                                           "batch"};
+    static const char *const left_out[] = {"processors", "output",  "latents_out",
+                                           "preview",    "capture", "batch"};
     hd_json_writer w = {0};
     hd_json_write_object(&w, NULL);
     for (int64_t i = 0; i < hd_json_count(c->root); i++) {

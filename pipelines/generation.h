@@ -11,6 +11,7 @@
 #include "engine/rng.h"
 #include "engine/samplers/sampler.h"
 #include "pipelines/branches.h"
+#include "pipelines/capture.h"
 #include "pipelines/latents_file.h"
 #include "pipelines/outputs.h"
 #include "pipelines/start.h"
@@ -69,6 +70,7 @@ typedef struct generation {
     gen_rows rows;                 // of the call that is made
     char fork_path[HD_SITE_PATH_BYTES]; // "": nothing forks
     hd_latents_file latents;            // collected for latents_out
+    hd_capture *capture;                // NULL: nobody wants it
 } generation;
 
 /* The latent of branch `b` (or of the branch it shows) of one of the group's pictures. */

@@ -93,6 +93,7 @@ hd_status hd_outputs_check(const hd_preset *preset)
     HD_TRY(check_name(preset->output, preset->batch));
     HD_TRY(check_name(preset->preview, preset->batch));
     HD_TRY(check_name(preset->sheet, preset->batch));
+    if (preset->capture) HD_TRY(check_path(preset->capture));
     if (preset->save_inversion) HD_TRY(check_path(preset->save_inversion));
     return preset->latents_out ? check_path(preset->latents_out) : HD_OK;
 }

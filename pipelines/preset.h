@@ -36,6 +36,7 @@ typedef struct hd_preset {
     hd_fit fit;
     float strength;
     char *latents_in, *latents_out;
+    char *capture, *capture_sites, *capture_steps;
     char *sheet, *save_inversion;
     char *preview;
     int64_t preview_every;

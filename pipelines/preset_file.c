@@ -12,8 +12,8 @@
 // A picture may come from anywhere: it never says where to write.
 static bool names_an_output(const char *key)
 {
-    static const char *const outputs[] = {"output", "latents_out", "preview", "sheet",
-                                          "save_inversion"};
+    static const char *const outputs[] = {"output", "latents_out",    "preview",
+                                          "sheet",  "save_inversion", "capture"};
     for (size_t i = 0; i < HD_COUNT(outputs); i++)
         if (strcmp(key, outputs[i]) == 0) return true;
     return false;

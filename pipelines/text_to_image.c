@@ -287,12 +287,17 @@ static hd_status prepare(generation *g)
     HD_TRY(make_sampler(g, g->sampled * g->group, g->size.latent_values));
     HD_TRY(make_buffers(g));
     hd_attention_run_watch(g->attention, r->watch, r->watch_user);
+    if (p->capture) {
+        HD_TRY(hd_capture_create(&g->capture, p, r->root, g->calls, r->watch, r->watch_user));
+        hd_attention_run_watch(g->attention, hd_capture_watch, g->capture);
+    }
     HD_TRY(gen_tokenize(g));
     HD_TRY(begin_processors(g));
     HD_TRY(gen_invert_check(g));
     if (p->latents_out) HD_TRY(hd_latents_file_begin(&g->latents, p->batch, &g->size));
     size_t bytes;
     HD_TRY(measure(g, &bytes));
+    if (g->capture) HD_TRY(hd_capture_check(g->capture, r->root));
     r->result->report.arena_bytes = bytes;
     r->result->report.sampler = hd_result_keep(r->result, hd_sampler_name(g->sampler));
     if (r->chain) return HD_OK;
@@ -320,6 +325,7 @@ static void clear(generation *g)
         free(g->branch[b].token[1]);
     }
     hd_latents_file_free(&g->latents);
+    hd_capture_free(g->capture);
     hd_sampler_free(g->sampler);
     hd_features_free(g->features);
     hd_beside_run_free(g->beside);
@@ -362,6 +368,10 @@ static hd_status run_all(generation *g)
         HD_TRY(gen_sample_group(g, first, n * g->calls, begin));
         hd_result_stage(r->result, "sample", hd_seconds() - sample, (int)g->calls);
         HD_TRY(finish_group(g, first));
+    }
+    if (g->capture) {
+        HD_TRY(hd_capture_write(g->capture));
+        r->result->report.capture_path = hd_result_keep(r->result, g->preset->capture);
     }
     if (!g->preset->latents_out) return HD_OK;
     HD_TRY(hd_latents_file_write(&g->latents, g->preset->latents_out));
