@@ -228,8 +228,7 @@ static hd_status xattention_prepare(hd_prepare_ctx *ctx)
         shared.used = 0;
         xattention_take(&rows, &shared, site, p, ctx->call->q.dim[3]);
     }
-    hd_room_take(&rows, 1, 1); // shared begins aligned
-    ctx->scratch_bytes = rows.used + shared.used + 64;
+    ctx->scratch_bytes = rows.used + shared.used;
     if (p->reuse > 0)
         ctx->state_bytes =
             hd_lists_state_bytes(site->heads, site->tiling->tiles, site->tiling->tiles);
@@ -297,7 +296,7 @@ static hd_status xattention_plan(const hd_hook_ctx *ctx, const hd_tokens *tokens
         lists_and_plan(&r, &own, site);
     }
     hd_room row_room = {ctx->scratch, 0};
-    char *shared = (char *)ctx->scratch + ((own.used + 63) & ~(size_t)63);
+    char *shared = (char *)ctx->scratch + own.used;
     for (int64_t b = 0; b < rows; b++) {
         hd_room shared_room = {shared, 0};
         const xattention_room r =
