@@ -7,7 +7,7 @@
 #include "benchmark/canvas.h"
 #include "benchmark/result.h"
 
-enum { WIDTH = 1000, HEIGHT = 600, LEFT = 90, RIGHT = 640, TOP = 70, BOTTOM = 530 };
+enum { WIDTH = 1120, HEIGHT = 600, LEFT = 90, RIGHT = 640, TOP = 70, BOTTOM = 530 };
 
 static const hd_color black = {30, 30, 30}, grey = {110, 110, 110}, pale = {222, 222, 222};
 static const hd_color colors[] = {{31, 119, 180}, {214, 39, 40},  {44, 160, 44}, {148, 103, 189},
@@ -95,7 +95,7 @@ static void draw_point(hd_canvas *c, const axes *a, const hd_bench_result *r, in
     snprintf(text, sizeof text, "%d", number);
     hd_canvas_text(c, x + 9, y + 5, 14, HD_TEXT_LEFT, black, text);
     hd_canvas_disc(c, RIGHT + 26, legend, 6, color);
-    snprintf(text, sizeof text, "%d %.38s", number, r->label);
+    snprintf(text, sizeof text, "%d %.46s", number, r->label);
     hd_canvas_text(c, RIGHT + 38, legend + 5, 14, HD_TEXT_LEFT, black, text);
 }
 

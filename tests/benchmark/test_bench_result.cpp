@@ -260,7 +260,7 @@ TEST_CASE("bench result: the plot is SVG or PNG", "[bench]")
     REQUIRE_OK(hd_bench_write_plot(&r, f.path("a.png").c_str()));
     hd_png png = {};
     REQUIRE_OK(hd_png_read(&png, f.path("a.png").c_str()));
-    CHECK(png.image.width == 1000);
+    CHECK(png.image.width == 1120);
     int64_t dark = 0, blue = 0;
     for (size_t i = 0; i < hd_image_bytes(&png.image); i += 3) {
         dark += png.image.rgb[i] < 80 && png.image.rgb[i + 2] < 80;
