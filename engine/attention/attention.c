@@ -236,6 +236,7 @@ static void find_active(edited_call *e, const run_site *site)
     for (int64_t i = 0; i < site->links; i++) {
         call_link *a = &e->active[e->count];
         a->link = &site->link[i];
+        memset(a->active, 0, (size_t)e->call.q.dim[0] * sizeof *a->active);
         // on the dry pass everybody acts: the peak is that of the fullest step
         if (hd_run_active(site->link[i].processor, e->call.forward, a->active) || e->ex->recording)
             e->count++;

@@ -116,11 +116,12 @@ TEST_CASE("bench rows: names, JSON, files; what is not a row's is left out", "[b
     CHECK(holds(file.row[1].json, "sites"));
     REQUIRE_OK(hd_bench_rows_read(&nothing, "[]", &s, false, &c.list));
     CHECK(nothing.count == 1);
-    CHECK_FAILS(hd_bench_rows_read(&nothing, "gma", &s, false, &c.list), HD_ERR_ARGUMENT,
+    Rows no;
+    CHECK_FAILS(hd_bench_rows_read(&no, "gma", &s, false, &c.list), HD_ERR_ARGUMENT,
                 "\"gma\" is no accelerator; did you mean \"gna\"?");
-    CHECK_FAILS(hd_bench_rows_read(&nothing, "[3]", &s, false, &c.list), HD_ERR_ARGUMENT, "--rows");
-    CHECK_FAILS(hd_bench_rows_read(&nothing, "[{", &s, false, &c.list), HD_ERR_FORMAT, "--rows");
-    CHECK_FAILS(hd_bench_rows_read(&nothing, "absent.json", &s, false, &c.list), HD_ERR_IO,
+    CHECK_FAILS(hd_bench_rows_read(&no, "[3]", &s, false, &c.list), HD_ERR_ARGUMENT, "--rows");
+    CHECK_FAILS(hd_bench_rows_read(&no, "[{", &s, false, &c.list), HD_ERR_FORMAT, "--rows");
+    CHECK_FAILS(hd_bench_rows_read(&no, "absent.json", &s, false, &c.list), HD_ERR_IO,
                 "absent.json");
 }
 
