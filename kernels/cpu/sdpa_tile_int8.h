@@ -103,6 +103,11 @@ static void tile_quantise(const hd_sdpa_head *h, float *key_mean, float *value_l
 static void tile_pack_key(const hd_sdpa_head *h, const void *key, float *to)
 {
     const float largest = tile_largest(key, h->dtype, h->key_mean, h->dim);
+    if (!isfinite(largest)) { // its scores become NaN, by 0 x its step
+        memset(to, 0, (size_t)(TILE_KEY_HEAD + tile_units_of(h->dim)) * sizeof *to);
+        to[1] = largest;
+        return;
+    }
     const lanes inverse = lanes_set1(hd_int8_inverse(largest));
     const int64_t bytes = tile_units_of(h->dim) * TILE_UNIT;
     int8_t *codes = (int8_t *)(to + TILE_KEY_HEAD);

@@ -16,6 +16,12 @@ static float element(const void *data, hd_dtype dtype, int64_t i)
     return ((const float *)data)[i];
 }
 
+// The larger of two, NaN if one is.
+static float larger(float x, float largest)
+{
+    return x > largest || isnan(x) ? x : largest;
+}
+
 void hd_sdpa_reference_measure(const hd_sdpa_head *h, float *key_mean, float *value_largest)
 {
     for (int64_t d = 0; key_mean && d < h->dim; d++) {
@@ -28,7 +34,7 @@ void hd_sdpa_reference_measure(const hd_sdpa_head *h, float *key_mean, float *va
         value_largest[d] = 0.0f;
         for (int64_t j = 0; j < h->keys; j++) {
             const float x = fabsf(element(h->v, h->dtype, j * h->v_stride + d));
-            if (!(x <= value_largest[d])) value_largest[d] = x; // takes a NaN over
+            value_largest[d] = larger(x, value_largest[d]);
         }
     }
 }
@@ -49,8 +55,8 @@ double hd_sdpa_reference_int8_dot(const hd_sdpa_head *h, int64_t query, int64_t 
 {
     float q_largest = 0.0f, k_largest = 0.0f;
     for (int64_t d = 0; d < h->dim; d++) {
-        q_largest = fmaxf(q_largest, fabsf(query_element(h, query, d)));
-        k_largest = fmaxf(k_largest, fabsf(key_element(h, key, mean, d)));
+        q_largest = larger(fabsf(query_element(h, query, d)), q_largest);
+        k_largest = larger(fabsf(key_element(h, key, mean, d)), k_largest);
     }
     const float q_inverse = hd_int8_inverse(q_largest), k_inverse = hd_int8_inverse(k_largest);
     int64_t sum = 0;

@@ -406,10 +406,13 @@ TEST_CASE("int8: huge and NaN numbers", "[ops][int8]")
         for (Tokens *bad : {&c.q, &c.k, &c.v}) {
             Call now = c;
             (bad == &c.q ? now.q : bad == &c.k ? now.k : now.v).set(0, 3, 0, 5, std::nanf(""));
-            run_int8(now, qk, pv);
-            CHECK(std::isnan(now.out.at(0, 3, 0, 5)));
-            if (bad != &c.q) continue;
-            CHECK(std::isfinite(now.out.at(0, 4, 0, 5)));
+            for (unsigned isa : {(unsigned)HD_CPU, hd_cpu_features()}) {
+                if (isa == HD_CPU && bad == &c.v && pv == HD_NUMBER_NATIVE)
+                    continue; // f64 leaves values of weight 0 out
+                run_int8(now, qk, pv, 1, isa);
+                CHECK(std::isnan(now.out.at(0, 3, 0, 5)));
+                if (bad == &c.q) CHECK(std::isfinite(now.out.at(0, 4, 0, 5)));
+            }
         }
     }
 }
