@@ -23,7 +23,7 @@ inline void check_int8(const Call &c, uint64_t seed, bool proxies = false)
 {
     const Sizes &n = c.n;
     if (!has_int8() || c.indicators > 0 || !c.segment_gain.empty()) return;
-    if (n.b * n.h * n.lq * n.lk * n.d > 20000000) return; // the reference is slow
+    if (n.b * n.h * n.lq * n.lk * n.d > 4000000) return; // the reference is slow
     const auto [qk, pv] = int8_pairs[seed % 3];
     INFO("qk " << (qk == HD_NUMBER_INT8 ? "int8" : "native") << ", pv "
                << (pv == HD_NUMBER_INT8 ? "int8" : "native"));
