@@ -3,6 +3,9 @@
 
 #include <stdio.h>
 #include <string.h>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 unsigned hd_cpu_features(void)
 {
@@ -16,6 +19,9 @@ unsigned hd_cpu_features(void)
         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vl"))
         has |= HD_AVX512;
+    unsigned a = 0, b = 0, c = 0, d = 0; // leaf 7, 1: clang 14 has no name for AVX-VNNI
+    if ((has & HD_AVX2) && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1))
+        has |= HD_AVX_VNNI;
     if (has & HD_AVX512) {
         if (__builtin_cpu_supports("avx512bf16")) has |= HD_AVX512_BF16;
         if (__builtin_cpu_supports("avx512vnni")) has |= HD_AVX512_VNNI;
@@ -34,6 +40,7 @@ char *hd_features_text(char *text, size_t bytes, unsigned has)
                  {HD_AVX512, "avx512"},
                  {HD_AVX512_BF16, "avx512_bf16"},
                  {HD_AVX512_VNNI, "avx512_vnni"},
+                 {HD_AVX_VNNI, "avx_vnni"},
                  {HD_AMX_BF16, "amx_bf16"}};
     size_t used = 0;
     if (bytes) text[0] = 0;

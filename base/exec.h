@@ -23,6 +23,7 @@ enum {
     HD_AVX512 = 1u << 9,       // F, BW, DQ, VL
     HD_AVX512_BF16 = 1u << 10, // vdpbf16ps
     HD_AVX512_VNNI = 1u << 11,
+    HD_AVX_VNNI = 1u << 13, // vpdpbusd on the vectors of AVX2
     HD_AMX_BF16 = 1u << 12,
 };
 

@@ -21,13 +21,14 @@ target_link_libraries(libheddle
 set(flags_avx2 -mavx2 -mfma -mf16c)
 set(flags_avx512 ${flags_avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl)
 set(flags_avx512bf16 ${flags_avx512} -mavx512bf16)
+set(flags_avxvnni ${flags_avx2} -mavxvnni)
 set(flags_avx512vnni ${flags_avx512} -mavx512vnni)
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
     target_compile_definitions(libheddle PRIVATE HD_WITH_AVX2=1 HD_WITH_AVX512=1 HD_WITH_AVX512_BF16=1
-        HD_WITH_AVX512_VNNI=1)
+        HD_WITH_AVX512_VNNI=1 HD_WITH_AVX_VNNI=1)
 endif()
 foreach(source ${library_sources})
-    if(source MATCHES "_(avx2|avx512|avx512bf16|avx512vnni)\\.c$")
+    if(source MATCHES "_(avx2|avxvnni|avx512|avx512bf16|avx512vnni)\\.c$")
         set(flags "${flags_${CMAKE_MATCH_1}}") # at once: the next MATCHES forgets it
         if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
             set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS "${flags}")

@@ -23,6 +23,9 @@ static const variant variants[] = {
 #if HD_WITH_AVX512
     {HD_CPU | HD_AVX512, &hd_sdpa_avx512, &hd_sdpa_avx512, NULL},
 #endif
+#if HD_WITH_AVX_VNNI
+    {HD_CPU | HD_AVX2 | HD_AVX_VNNI, &hd_sdpa_avx2, &hd_sdpa_avx2, &hd_sdpa_avxvnni},
+#endif
 #if HD_WITH_AVX2
     {HD_CPU | HD_AVX2, &hd_sdpa_avx2, &hd_sdpa_avx2, NULL},
 #endif
@@ -40,10 +43,11 @@ hd_status sdpa_choose_kernel(const hd_exec *ex, sdpa_run *run)
     if (!run->kernel || (!qk && !pv)) return HD_OK;
     if (!v->int8) {
         char text[100];
-        return hd_fail(HD_ERR_UNSUPPORTED,
-                       "sdpa: products in int8 need AVX-512 VNNI, and this processor has %s; use "
-                       "\"qk\": \"bf16\" and \"pv\": \"bf16\"",
-                       hd_features_text(text, sizeof text, ex->has));
+        return hd_fail(
+            HD_ERR_UNSUPPORTED,
+            "sdpa: products in int8 need AVX-512 VNNI or AVX-VNNI, and this processor has %s; use "
+            "\"qk\": \"bf16\" and \"pv\": \"bf16\"",
+            hd_features_text(text, sizeof text, ex->has));
     }
     run->mixed = hd_sdpa_mixed(qk ? v->int8 : run->kernel, pv ? v->int8 : run->kernel);
     run->kernel = &run->mixed;

@@ -168,7 +168,7 @@ LANES_INLINE lanes_int lanes_int_xor(lanes_int a, lanes_int b)
 /* sum + the products of four unsigned bytes of a and four signed ones of b, in every lane. */
 LANES_INLINE lanes_int lanes_int_dot(lanes_int sum, lanes_int a, lanes_int b)
 {
-    __asm__("{vex} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
+    __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
     return sum;
 }
 

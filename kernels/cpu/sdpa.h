@@ -103,6 +103,7 @@ typedef struct hd_sdpa_kernel {
 extern const hd_sdpa_kernel hd_sdpa_avx2;   // f32; bf16 tensors are converted as they are packed
 extern const hd_sdpa_kernel hd_sdpa_avx512; // the same
 extern const hd_sdpa_kernel hd_sdpa_avx512bf16; // bf16 tensors only
+extern const hd_sdpa_kernel hd_sdpa_avxvnni;    // the same on 8 lanes
 extern const hd_sdpa_kernel hd_sdpa_avx512vnni; // both products in int8, tensors of either type
 
 /* One product of each: lanes and max_queries must agree. Scores are f32 between the two. */

@@ -7,7 +7,17 @@
 
 inline bool has_int8()
 {
-    return (hd_cpu_features() & HD_AVX512_VNNI) != 0;
+    return (hd_cpu_features() & (HD_AVX512_VNNI | HD_AVX_VNNI)) != 0;
+}
+
+// The instruction sets that have vectors of int8.
+inline std::vector<unsigned> int8_vectors()
+{
+    const unsigned has = hd_cpu_features(), small = HD_CPU | HD_AVX2 | HD_AVX_VNNI;
+    std::vector<unsigned> sets;
+    if (has & HD_AVX512_VNNI) sets.push_back(has);
+    if ((has & small) == small) sets.push_back(small);
+    return sets;
 }
 
 // What pairs of numbers a test goes through.
@@ -19,22 +29,10 @@ const std::pair<hd_attention_number, hd_attention_number> int8_pairs[] = {
 /* The vectors against the reference: the same codes, so that scores differ by f32's rounding alone;
  * probabilities are rounded to 1/255 of the largest in other groups of keys. Proxies are quantised
  * from means that two orders of summing make. */
-inline void check_int8(const Call &c, uint64_t seed, bool proxies = false)
+inline void compare_int8(const Call &c, const Call &plain, const Call &vectors,
+                         hd_attention_number pv, bool proxies)
 {
     const Sizes &n = c.n;
-    if (!has_int8() || c.indicators > 0 || !c.segment_gain.empty()) return;
-    if (n.b * n.h * n.lq * n.lk * n.d > 4000000) return; // the reference is slow
-    const auto [qk, pv] = int8_pairs[seed % 3];
-    INFO("qk " << (qk == HD_NUMBER_INT8 ? "int8" : "native") << ", pv "
-               << (pv == HD_NUMBER_INT8 ? "int8" : "native"));
-    Call plain = c, vectors = c;
-    for (Call *now : {&plain, &vectors}) {
-        Run run(now == &plain ? (unsigned)HD_CPU : hd_cpu_features(), 1 + (int)(seed % 3));
-        hd_sdpa a = now->args();
-        a.qk = qk, a.pv = pv;
-        REQUIRE_OK(hd_sdpa_run(&run, &a));
-        CHECK(hd_arena_mark(run.exec.arena) == 0);
-    }
     double worst = 0.0, largest = 1e-30, lse = 0.0, largest_value = 0.0;
     for (int64_t b = 0; b < n.b; b++)
         for (int64_t j = 0; j < n.lk; j++)
@@ -65,6 +63,31 @@ inline void check_int8(const Call &c, uint64_t seed, bool proxies = false)
     CHECK(lse <= (proxies ? 3e-2 : pv == HD_NUMBER_INT8 ? 8e-3 : n.dtype == HD_F32 ? 3e-5 : 1e-3));
     CHECK(vectors.visited == plain.visited);
     CHECK(vectors.out.gaps_untouched());
+}
+
+inline void check_int8(const Call &c, uint64_t seed, bool proxies = false)
+{
+    const Sizes &n = c.n;
+    if (!has_int8() || c.indicators > 0 || !c.segment_gain.empty()) return;
+    if (n.b * n.h * n.lq * n.lk * n.d > 4000000) return; // the reference is slow
+    const auto [qk, pv] = int8_pairs[seed % 3];
+    auto computed = [&](unsigned has) {
+        Call now = c;
+        Run run(has, 1 + (int)(seed % 3));
+        hd_sdpa a = now.args();
+        a.qk = qk, a.pv = pv;
+        REQUIRE_OK(hd_sdpa_run(&run, &a));
+        CHECK(hd_arena_mark(run.exec.arena) == 0);
+        return now;
+    };
+    const Call plain = computed((unsigned)HD_CPU);
+    for (unsigned has : int8_vectors()) {
+        char text[100];
+        INFO("qk " << (qk == HD_NUMBER_INT8 ? "int8" : "native") << ", pv "
+                   << (pv == HD_NUMBER_INT8 ? "int8" : "native") << ", "
+                   << hd_features_text(text, sizeof text, has));
+        compare_int8(c, plain, computed(has), pv, proxies);
+    }
 }
 
 #endif

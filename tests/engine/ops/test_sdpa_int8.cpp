@@ -183,10 +183,10 @@ namespace
 {
 
 // Scores of `keys` whole numbers against 16 queries by the kernel's own steps, which know no scale.
-std::vector<float> whole_scores(const std::vector<float> &q, const std::vector<float> &k,
-                                int64_t keys, int64_t dim, void (*touch)(int8_t *key))
+std::vector<float> whole_scores(const hd_sdpa_kernel &kernel, const std::vector<float> &q,
+                                const std::vector<float> &k, int64_t keys, int64_t dim,
+                                void (*touch)(int8_t *key))
 {
-    const hd_sdpa_kernel &kernel = hd_sdpa_avx512vnni;
     std::vector<float> mean((size_t)dim), packed((size_t)(keys * (2 + (dim + 3) / 4)));
     std::vector<float> block_q((size_t)((dim + 3) / 4 * 16)), scores((size_t)(keys * 16));
     std::vector<float> max(16), sum(16), factor(16), largest(16), weight(16), out(16);
@@ -213,12 +213,9 @@ std::vector<float> whole_scores(const std::vector<float> &q, const std::vector<f
     return scores;
 }
 
-} // namespace
-
-TEST_CASE("int8: the unsigned product with its start is the signed one", "[ops][int8]")
+void check_whole(const hd_sdpa_kernel &kernel)
 {
-    if (!has_int8()) return;
-    INFO("seed 11");
+    INFO("seed 11, " << kernel.lanes << " lanes");
     std::mt19937_64 rng(11);
     auto code = [&] { return (float)((int)(rng() % 255) - 127); };
     int64_t met = 0;
@@ -234,7 +231,7 @@ TEST_CASE("int8: the unsigned product with its start is the signed one", "[ops][
             q[(size_t)(i * dim)] = i % 2 ? 127.0f : -127.0f;
         for (int64_t j = 0; j < keys; j++)
             k[(size_t)(j * dim + dim - 1)] = j % 3 ? 127.0f : -127.0f;
-        auto scores = whole_scores(q, k, keys, dim, nullptr);
+        auto scores = whole_scores(kernel, q, k, keys, dim, nullptr);
         int wrong = 0;
         for (int64_t j = 0; j < keys; j++)
             for (int64_t i = 0; i < 16; i++, met++) {
@@ -246,15 +243,24 @@ TEST_CASE("int8: the unsigned product with its start is the signed one", "[ops][
         CHECK(wrong == 0);
     }
     CHECK(met >= 2000 * 16);
-    auto extreme = whole_scores(std::vector<float>(16 * 64, -127.0f),
+    auto extreme = whole_scores(kernel, std::vector<float>(16 * 64, -127.0f),
                                 std::vector<float>(64, 127.0f), 1, 64, nullptr);
     for (float x : extreme)
         CHECK(x == -1032256.0f);
     // 255 x -128 four times, neither of which the codes have: no saturation on the way
-    auto raw = whole_scores(std::vector<float>(16 * 4, 127.0f), std::vector<float>(4, 127.0f), 1, 4,
-                            [](int8_t *key) { memset(key, -128, 4); });
+    auto raw =
+        whole_scores(kernel, std::vector<float>(16 * 4, 127.0f), std::vector<float>(4, 127.0f), 1,
+                     4, [](int8_t *key) { memset(key, -128, 4); });
     for (float x : raw)
         CHECK(x == -130560.0f);
+}
+
+} // namespace
+
+TEST_CASE("int8: the unsigned product with its start is the signed one", "[ops][int8]")
+{
+    for (unsigned has : int8_vectors())
+        check_whole(has & HD_AVX512_VNNI ? hd_sdpa_avx512vnni : hd_sdpa_avxvnni);
 }
 
 #endif
@@ -425,7 +431,7 @@ TEST_CASE("int8: refusals", "[ops][int8]")
         hd_sdpa a = c.args();
         a.qk = HD_NUMBER_INT8;
         CHECK_FAILS(hd_sdpa_run(&run, &a), HD_ERR_UNSUPPORTED,
-                    "products in int8 need AVX-512 VNNI, and this processor has avx2");
+                    "products in int8 need AVX-512 VNNI or AVX-VNNI, and this processor has avx2");
     }
     Run run((unsigned)HD_CPU);
     c.add_indicators(2, 5);
