@@ -1,13 +1,14 @@
 /* base/exec.c: what this machine's processor can do. */
 #include "base/exec.h"
 
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
 
-unsigned hd_cpu_features(void)
+static unsigned ask_processor(void)
 {
     unsigned has = HD_CPU;
 #if defined(__x86_64__)
@@ -27,6 +28,17 @@ unsigned hd_cpu_features(void)
         if (__builtin_cpu_supports("avx512vnni")) has |= HD_AVX512_VNNI;
     }
 #endif
+    return has;
+}
+
+// Conversions of single rows ask, too, and in a virtual machine the question is a trip outside.
+unsigned hd_cpu_features(void)
+{
+    static atomic_uint answer; // 0: not asked yet; whoever asks gets the same
+    unsigned has = atomic_load_explicit(&answer, memory_order_relaxed);
+    if (has) return has;
+    has = ask_processor();
+    atomic_store_explicit(&answer, has, memory_order_relaxed);
     return has;
 }
 
