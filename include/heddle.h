@@ -122,10 +122,10 @@ typedef struct hd_result hd_result;
  *
  * preset_json: one JSON object, presets/schema.json. name: what it is called in messages
  * ("my.json", "command line"); NULL: "preset". callbacks: may be NULL. The run writes exactly the
- * files it names ("output", "latents_out", "capture", "preview" ...), each complete or not at all, existing ones
- * replaced; without "output" pictures are in memory only. Relative paths are relative to the
- * current directory. The model of the last run is kept and used again when folder, its files and
- * the precision are the same.
+ * files it names ("output", "latents_out", "capture", "preview" ...), each complete or not at all,
+ * existing ones replaced; without "output" pictures are in memory only. Relative paths are relative
+ * to the current directory. The model of the last run is kept and used again when folder, its files
+ * and the precision are the same.
  *
  * On success *out holds `batch` pictures, or more when the run has branches that are saved: for
  * each picture main's first, then theirs. On HD_ERR_CANCELLED *out holds the pictures finished and

@@ -70,8 +70,8 @@ typedef struct hd_branch {
     bool follow_given, follow; // its latent is set to that trajectory at every step
     bool not_sampled;          // a processor sets its latent; its prediction is not used
     bool start_given;
-    int start;                 // branch whose start (noise, picture, trajectory) it takes; -1: own
-    int latent;                // branch whose latent its rows show; its own number: it has one
+    int start;  // branch whose start (noise, picture, trajectory) it takes; -1: own
+    int latent; // branch whose latent its rows show; its own number: it has one
     hd_latent_view view;
     unsigned roles, asked_roles; // bits; roles 0: those every branch has
     int64_t first_step[HD_ROLES], end_step[HD_ROLES];

@@ -166,7 +166,7 @@ typedef struct hd_processor_class {
     void (*release)(void *made);
     hd_plan_rest rest; // of a class with a plan: what "rest" is if the preset does not say
     bool static_plan;  // made from shapes alone: with edited keys refused unless "on_edit" says
-                      // "dense"
+                       // "dense"
     // Beside the call: engine/attention/beside.h. Any may be NULL.
     hd_status (*branches)(hd_branches_ctx *ctx);
     hd_status (*begin)(const hd_begin_ctx *ctx);

@@ -93,11 +93,12 @@ static hd_status no_such_word(const hd_prompt *p, const char *selector, int64_t 
     if (room && found == 0)
         near = hd_nearest_name(selector, names, (size_t)list_words(p, room, names, 128));
     if (found > 0)
-        (void)hd_fail(HD_ERR_ARGUMENT, "\"%s\": the prompt \"%s\" has only %lld of it", selector, p->text,
-                (long long)found);
+        (void)hd_fail(HD_ERR_ARGUMENT, "\"%s\": the prompt \"%s\" has only %lld of it", selector,
+                      p->text, (long long)found);
     else
-        (void)hd_fail(HD_ERR_ARGUMENT, "\"%s\" is not in the prompt \"%s\"%s%s%s", selector, p->text,
-                near ? "; did you mean \"" : "", near ? near : "", near ? "\"?" : "");
+        (void)hd_fail(HD_ERR_ARGUMENT, "\"%s\" is not in the prompt \"%s\"%s%s%s", selector,
+                      p->text, near ? "; did you mean \"" : "", near ? near : "",
+                      near ? "\"?" : "");
     free(room);
     return HD_ERR_ARGUMENT;
 }
