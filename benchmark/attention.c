@@ -62,12 +62,6 @@ static hd_status prepare(trial *t, const hd_bench_row *row)
     return hd_arena_create(&t->ex.arena, bytes);
 }
 
-static int by_value(const void *a, const void *b)
-{
-    const double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 static void tell(const trial *t, int step)
 {
     const hd_bench_attention_options *o = t->c->o;
@@ -95,14 +89,8 @@ static hd_status time_calls(trial *t)
         c->seconds[i] = hd_seconds() - begin;
         c->plan_seconds[i] = t->watch.plan_seconds;
     }
-    qsort(c->seconds, (size_t)repeats, sizeof *c->seconds, by_value);
-    qsort(c->plan_seconds, (size_t)repeats, sizeof *c->plan_seconds, by_value);
-    double *f = t->result->figure;
-    f[HD_BENCH_MS_MIN] = c->seconds[0] * 1e3;
-    f[HD_BENCH_MS_MEDIAN] = c->seconds[repeats / 2] * 1e3;
-    f[HD_BENCH_PLAN_MS] = c->plan_seconds[repeats / 2] * 1e3;
-    if (!c->dense_known) c->dense_seconds = c->seconds[0];
-    f[HD_BENCH_RATIO] = c->dense_seconds / c->seconds[0];
+    hd_bench_set_times(t->result, c->seconds, c->plan_seconds, repeats, !c->dense_known,
+                       &c->dense_seconds);
     return HD_OK;
 }
 

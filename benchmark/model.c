@@ -59,12 +59,6 @@ static hd_status prepare(trial *t)
     return hd_arena_create(&t->ex.arena, bytes);
 }
 
-static int by_value(const void *a, const void *b)
-{
-    const double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 static hd_status run_step(trial *t)
 {
     hd_attention_run_restart(t->run);
@@ -84,14 +78,8 @@ static hd_status time_steps(trial *t)
         c->seconds[i] = hd_seconds() - begin;
         c->plan_seconds[i] = t->watch.plan_seconds;
     }
-    qsort(c->seconds, (size_t)repeats, sizeof *c->seconds, by_value);
-    qsort(c->plan_seconds, (size_t)repeats, sizeof *c->plan_seconds, by_value);
-    double *f = t->result->figure;
-    f[HD_BENCH_MS_MIN] = c->seconds[0] * 1e3;
-    f[HD_BENCH_MS_MEDIAN] = c->seconds[repeats / 2] * 1e3;
-    f[HD_BENCH_PLAN_MS] = c->plan_seconds[repeats / 2] * 1e3;
-    if (!t->chain) c->dense_seconds = c->seconds[0];
-    f[HD_BENCH_RATIO] = c->dense_seconds / c->seconds[0];
+    hd_bench_set_times(t->result, c->seconds, c->plan_seconds, repeats, !t->chain,
+                       &c->dense_seconds);
     return HD_OK;
 }
 

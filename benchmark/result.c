@@ -40,6 +40,25 @@ void hd_bench_report_free(hd_bench_report *report)
     report->count = report->room = 0;
 }
 
+static int by_value(const void *a, const void *b)
+{
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+void hd_bench_set_times(hd_bench_result *result, double *seconds, double *plan_seconds, int repeats,
+                        bool dense, double *dense_seconds)
+{
+    double *f = result->figure;
+    qsort(seconds, (size_t)repeats, sizeof *seconds, by_value);
+    qsort(plan_seconds, (size_t)repeats, sizeof *plan_seconds, by_value);
+    f[HD_BENCH_MS_MIN] = seconds[0] * 1e3;
+    f[HD_BENCH_MS_MEDIAN] = seconds[repeats / 2] * 1e3;
+    f[HD_BENCH_PLAN_MS] = plan_seconds[repeats / 2] * 1e3;
+    if (dense) *dense_seconds = seconds[0];
+    f[HD_BENCH_RATIO] = *dense_seconds / seconds[0];
+}
+
 hd_bench_result *hd_bench_report_add(hd_bench_report *report, const char *label, const char *json)
 {
     if (report->count == report->room) {

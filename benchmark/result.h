@@ -57,6 +57,11 @@ void hd_bench_report_free(hd_bench_report *report);
 /* A result with every figure NaN at the end of the report; NULL: no memory. */
 hd_bench_result *hd_bench_report_add(hd_bench_report *report, const char *label, const char *json);
 
+/* The figures of time, from the seconds of `repeats` calls and of their plan hooks, which it sorts.
+ * *dense_seconds, the dense row's best time, is set if this is that row. */
+void hd_bench_set_times(hd_bench_result *result, double *seconds, double *plan_seconds, int repeats,
+                        bool dense, double *dense_seconds);
+
 /* Columns aligned, then the reasons of what was not measured. Columns that are empty everywhere are
  * left out. */
 void hd_bench_print_table(const hd_bench_report *report, FILE *to);

@@ -214,16 +214,7 @@ static int run_bench(const hd_command *command, const hd_args *args)
 
 static int bench(const hd_command *command, int argc, char **argv)
 {
-    hd_args args = {0};
-    hd_status status = hd_args_parse(&args, command->options, argc, argv);
-    if (status != HD_OK) return hd_command_fail(status, command, false);
-    int code = HD_EXIT_OK;
-    if (hd_args_has(&args, "help"))
-        hd_command_help(command, stdout);
-    else
-        code = run_bench(command, &args);
-    hd_args_free(&args);
-    return code;
+    return hd_command_parsed(command, argc, argv, run_bench);
 }
 
 static void list_shapes(FILE *to)

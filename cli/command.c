@@ -66,9 +66,29 @@ int hd_command_done(void)
     return HD_EXIT_FAILED;
 }
 
-bool hd_command_wants_json(int argc, char **argv)
+// Whether the switch --json is on a line that could not be parsed.
+static bool wants_json(const hd_command *command, int argc, char **argv)
 {
+    for (const hd_option *o = command->options; o->name || o->help; o++)
+        if (o->name && o->value && strcmp(o->name, "json") == 0) return false; // it names a file
     for (int i = 0; i < argc && strcmp(argv[i], "--") != 0; i++)
         if (strcmp(argv[i], "--json") == 0) return true;
     return false;
+}
+
+int hd_command_parsed(const hd_command *command, int argc, char **argv,
+                      int (*act)(const hd_command *command, const hd_args *args))
+{
+    hd_args args = {0};
+    hd_status status = hd_args_parse(&args, command->options, argc, argv);
+    if (status != HD_OK) return hd_command_fail(status, command, wants_json(command, argc, argv));
+    int code;
+    if (hd_args_has(&args, "help")) {
+        hd_command_help(command, stdout);
+        code = hd_command_done();
+    } else {
+        code = act(command, &args);
+    }
+    hd_args_free(&args);
+    return code;
 }

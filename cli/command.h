@@ -29,8 +29,10 @@ enum { HD_EXIT_OK = 0, HD_EXIT_FAILED = 1, HD_EXIT_USAGE = 2, HD_EXIT_STOPPED = 
 int hd_command_fail(hd_status status, const hd_command *command, bool json);
 /* The exit status of a command that has said what it had to: failed when stdout did not take it. */
 int hd_command_done(void);
-/* Whether --json is on a line that could not be parsed. */
-bool hd_command_wants_json(int argc, char **argv);
+/* The body of a command's `run`: parses the line, shows the help if it is asked for, else returns
+ * act's exit status. */
+int hd_command_parsed(const hd_command *command, int argc, char **argv,
+                      int (*act)(const hd_command *command, const hd_args *args));
 void hd_command_help(const hd_command *command, FILE *to);
 
 HD_END_DECLS

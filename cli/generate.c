@@ -16,25 +16,20 @@ static hd_status check_words(const hd_args *args)
     return HD_OK;
 }
 
+static int generate_prompt(const hd_command *command, const hd_args *args)
+{
+    char *run = NULL;
+    hd_status status = check_words(args);
+    if (status == HD_OK && !(run = strdup("{}"))) status = hd_fail(HD_ERR_NOMEM, "no memory");
+    if (status != HD_OK) return hd_command_fail(status, command, hd_args_has(args, "json"));
+    int code = hd_job_run(command, args, &run, "command line");
+    free(run);
+    return code;
+}
+
 static int generate(const hd_command *command, int argc, char **argv)
 {
-    hd_args args = {0};
-    hd_status status = hd_args_parse(&args, command->options, argc, argv);
-    if (status != HD_OK) return hd_command_fail(status, command, hd_command_wants_json(argc, argv));
-    int code = HD_EXIT_OK;
-    bool json = hd_args_has(&args, "json");
-    char *run = strdup("{}");
-    if (!run) status = hd_fail(HD_ERR_NOMEM, "no memory");
-    if (status == HD_OK && !hd_args_has(&args, "help")) status = check_words(&args);
-    if (status != HD_OK)
-        code = hd_command_fail(status, command, json);
-    else if (hd_args_has(&args, "help"))
-        hd_command_help(command, stdout);
-    else
-        code = hd_job_run(command, &args, &run, "command line");
-    free(run);
-    hd_args_free(&args);
-    return code;
+    return hd_command_parsed(command, argc, argv, generate_prompt);
 }
 
 const hd_command hd_command_generate = {

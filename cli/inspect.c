@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "cli/fields.h"
 #include "cli/inspect_chain.h"
 #include "engine/options/json.h"
 
@@ -13,22 +14,6 @@ static const hd_option inspect_options[] = {
     {'h', "help", NULL, NULL, "this text"},
     {0},
 };
-
-// The text under `key`, "" when there is none.
-static const char *text_of(const hd_json *object, const char *key)
-{
-    const hd_json *node = hd_json_get(object, key);
-    const char *text = "";
-    if (!node || hd_json_kind(node) != HD_JSON_STRING) return "";
-    return hd_json_to_string(node, &text) == HD_OK ? text : "";
-}
-
-static int64_t number_of(const hd_json *object, const char *key)
-{
-    const hd_json *node = hd_json_get(object, key);
-    int64_t value = 0;
-    return node && hd_json_to_int(node, 0, INT64_MAX, &value) == HD_OK ? value : 0;
-}
 
 // "859.5 M", "1.7 GiB" with the units of the base.
 static char *amount_text(char *text, size_t bytes, int64_t amount, double base,
@@ -61,7 +46,7 @@ static char *types_text(char *text, size_t bytes, const hd_json *tensors)
 {
     text[0] = 0;
     for (int64_t i = 0; tensors && i < hd_json_count(tensors); i++) {
-        const char *type = text_of(hd_json_at(tensors, i), "type");
+        const char *type = hd_field_text(hd_json_at(tensors, i), "type");
         size_t used = strlen(text);
         if (!strstr(text, type))
             snprintf(text + used, bytes - used, "%s%s", used ? ", " : "", type);
@@ -72,12 +57,12 @@ static char *types_text(char *text, size_t bytes, const hd_json *tensors)
 static void print_row(const hd_json *component, const char *name)
 {
     char parameters[40], size[40], types[120];
-    printf("%-14s %-24s %7" PRId64 " %11s %11s  %s\n", name, text_of(component, "class"),
-           number_of(component, "tensor_count"),
-           count_text(parameters, sizeof parameters, number_of(component, "parameters")),
-           bytes_text(size, sizeof size, number_of(component, "bytes")),
+    printf("%-14s %-24s %7" PRId64 " %11s %11s  %s\n", name, hd_field_text(component, "class"),
+           hd_field_int(component, "tensor_count"),
+           count_text(parameters, sizeof parameters, hd_field_int(component, "parameters")),
+           bytes_text(size, sizeof size, hd_field_int(component, "bytes")),
            types_text(types, sizeof types, hd_json_get(component, "tensors")));
-    const char *problem = text_of(component, "problem");
+    const char *problem = hd_field_text(component, "problem");
     if (problem[0]) printf("%-14s cannot be run: %s\n", "", problem);
 }
 
@@ -101,8 +86,9 @@ static void print_tensors(const hd_json *component, const char *title)
     for (int64_t i = 0; tensors && i < hd_json_count(tensors); i++) {
         const hd_json *t = hd_json_at(tensors, i), *shape = hd_json_get(t, "shape");
         char dims[160];
-        printf("  %-72s %-5s %-24s %12" PRId64 "  %s\n", text_of(t, "name"), text_of(t, "type"),
-               shape_text(dims, sizeof dims, shape), number_of(t, "bytes"), text_of(t, "file"));
+        printf("  %-72s %-5s %-24s %12" PRId64 "  %s\n", hd_field_text(t, "name"),
+               hd_field_text(t, "type"), shape_text(dims, sizeof dims, shape),
+               hd_field_int(t, "bytes"), hd_field_text(t, "file"));
     }
 }
 
@@ -111,52 +97,44 @@ static void print_model(const hd_json *root, bool tensors)
     const hd_json *components = hd_json_get(root, "components");
     const hd_json *scheduler = hd_json_get(root, "scheduler");
     int64_t count = components ? hd_json_count(components) : 0;
-    printf("%s: %s\n\n", text_of(root, "path"), text_of(root, "kind"));
+    printf("%s: %s\n\n", hd_field_text(root, "path"), hd_field_text(root, "kind"));
     printf("%-14s %-24s %7s %11s %11s  %s\n", "part", "class", "tensors", "parameters", "size",
            "types");
     if (!components) print_row(root, "-");
     for (int64_t i = 0; i < count; i++)
-        print_row(hd_json_at(components, i), text_of(hd_json_at(components, i), "name"));
+        print_row(hd_json_at(components, i), hd_field_text(hd_json_at(components, i), "name"));
     if (scheduler)
-        printf("%-14s %-24s predicts %s\n", "scheduler", text_of(scheduler, "_class_name"),
-               text_of(scheduler, "prediction_type")[0] ? text_of(scheduler, "prediction_type")
-                                                        : "epsilon");
-    if (tensors && !components) print_tensors(root, text_of(root, "path"));
+        printf("%-14s %-24s predicts %s\n", "scheduler", hd_field_text(scheduler, "_class_name"),
+               hd_field_text(scheduler, "prediction_type")[0]
+                   ? hd_field_text(scheduler, "prediction_type")
+                   : "epsilon");
+    if (tensors && !components) print_tensors(root, hd_field_text(root, "path"));
     for (int64_t i = 0; tensors && i < count; i++)
-        print_tensors(hd_json_at(components, i), text_of(hd_json_at(components, i), "name"));
+        print_tensors(hd_json_at(components, i), hd_field_text(hd_json_at(components, i), "name"));
 }
 
-static hd_status inspect_path(const hd_args *args)
+static int inspect_path(const hd_command *command, const hd_args *args)
 {
     const char *path = NULL;
     char *json = NULL;
     hd_json_doc *doc = NULL;
-    HD_TRY(hd_args_word(args, "a model folder or a safetensors file", &path));
-    HD_TRY(hd_model_inspect(path, &json));
-    hd_status status = HD_OK;
-    if (hd_args_has(args, "json"))
+    hd_status status = hd_args_word(args, "a model folder or a safetensors file", &path);
+    if (status == HD_OK) status = hd_model_inspect(path, &json);
+    if (status == HD_OK && hd_args_has(args, "json"))
         printf("%s\n", json);
-    else if ((status = hd_json_parse(&doc, path, json, strlen(json))) == HD_OK)
+    else if (status == HD_OK && (status = hd_json_parse(&doc, path, json, strlen(json))) == HD_OK)
         print_model(hd_json_root(doc), hd_args_has(args, "tensors"));
     hd_json_free(doc);
     hd_text_free(json);
-    return status;
+    if (status != HD_OK) return hd_command_fail(status, command, hd_args_has(args, "json"));
+    return hd_command_done();
 }
 
 static int inspect(const hd_command *command, int argc, char **argv)
 {
     if (argc > 0 && strcmp(argv[0], "chain") == 0)
         return hd_command_inspect_chain.run(&hd_command_inspect_chain, argc - 1, argv + 1);
-    hd_args args = {0};
-    hd_status status = hd_args_parse(&args, command->options, argc, argv);
-    if (status != HD_OK) return hd_command_fail(status, command, hd_command_wants_json(argc, argv));
-    int code = HD_EXIT_OK;
-    if (hd_args_has(&args, "help"))
-        hd_command_help(command, stdout);
-    else if ((status = inspect_path(&args)) != HD_OK)
-        code = hd_command_fail(status, command, hd_args_has(&args, "json"));
-    hd_args_free(&args);
-    return code == HD_EXIT_OK ? hd_command_done() : code;
+    return hd_command_parsed(command, argc, argv, inspect_path);
 }
 
 const hd_command hd_command_inspect = {

@@ -17,16 +17,7 @@ static int run_file(const hd_command *command, const hd_args *args)
 
 static int run(const hd_command *command, int argc, char **argv)
 {
-    hd_args args = {0};
-    hd_status status = hd_args_parse(&args, command->options, argc, argv);
-    if (status != HD_OK) return hd_command_fail(status, command, hd_command_wants_json(argc, argv));
-    int code = HD_EXIT_OK;
-    if (hd_args_has(&args, "help"))
-        hd_command_help(command, stdout);
-    else
-        code = run_file(command, &args);
-    hd_args_free(&args);
-    return code;
+    return hd_command_parsed(command, argc, argv, run_file);
 }
 
 const hd_command hd_command_run = {
