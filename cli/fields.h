@@ -1,5 +1,5 @@
-/* cli/fields.h: fields of JSON that the library wrote, for showing them: what is missing is shown as
- * nothing. */
+/* cli/fields.h: fields of JSON that the library wrote, for showing them: what is missing is shown
+ * as nothing. */
 #ifndef HD_CLI_FIELDS_H
 #define HD_CLI_FIELDS_H
 

@@ -259,7 +259,11 @@ hd_status hd_attention(const hd_exec *ex, const hd_attention_call *call)
     if (!site || (site->links == 0 && !forward->run->watch)) return run_plain(ex, call);
 
     size_t mark = hd_arena_mark(ex->arena);
-    edited_call e = {.ex = ex, .run = forward->run, .call = *call, .active = forward->run->active};
+    edited_call e = {.ex = ex,
+                     .run = forward->run,
+                     .call = *call,
+                     .active = forward->run->active,
+                     .own_keys = call->k.dim[1]};
     find_active(&e, site);
     hd_status status = run_chain(&e);
     hd_arena_rewind(ex->arena, mark);

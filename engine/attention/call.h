@@ -26,6 +26,7 @@ typedef struct edited_call {
     hd_attention_call call;
     call_link *active;
     int64_t count;
+    int64_t own_keys; // of the network's call, before others are appended
     int64_t query_len[HD_MAX_ROWS], key_len[HD_MAX_ROWS];
     hd_logits forms;
     hd_sdpa_segments_edit segments;

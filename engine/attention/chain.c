@@ -48,16 +48,14 @@ static hd_status check_movers(const run_site *site, int64_t i, int64_t j, const 
     return refuse_pair(&site->site, b, a, text);
 }
 
-static hd_status check_edited_plan(const run_site *site, const run_link *editor,
+static hd_status check_edited_plan(const run_site *site, const run_processor *editor,
                                    const run_processor *planner, const hd_rows *rows)
 {
-    const run_processor *p = editor->processor;
     if (!planner->class->static_plan || planner->plan.on_edit == HD_ON_EDIT_DENSE) return HD_OK;
-    const bool appends = editor->prepared.extra_keys > 0 && hd_run_meet(p, planner, NULL);
-    const bool edits = p->class->edits & (HD_EDITS_K | HD_EDITS_V) && hd_run_meet(p, planner, rows);
-    if (!appends && !edits) return HD_OK;
-    return refuse_pair(&site->site, planner, p,
-                       "its plan is made from shapes alone and the other edits the keys; "
+    if (!(editor->class->edits & (HD_EDITS_K | HD_EDITS_V)) || !hd_run_meet(editor, planner, rows))
+        return HD_OK;
+    return refuse_pair(&site->site, planner, editor,
+                       "its plan is made from shapes alone and the other replaces keys or values; "
                        "\"on_edit\": \"dense\" leaves the plan out there");
 }
 
@@ -83,7 +81,7 @@ hd_status hd_run_check_chain(const run_site *site, const hd_rows *rows)
             if (i == j) continue;
             if (i < j) HD_TRY(check_twins(site, a, b, rows));
             HD_TRY(check_movers(site, i, j, rows));
-            if (b->class->plan) HD_TRY(check_edited_plan(site, &site->link[i], b, rows));
+            if (b->class->plan) HD_TRY(check_edited_plan(site, a, b, rows));
             // the map's kernel serves the whole call
             if (a->class->map && b->class->plan && hd_run_meet(a, b, NULL))
                 return refuse_pair(&site->site, b, a,

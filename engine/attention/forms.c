@@ -115,17 +115,56 @@ hd_status hd_call_probes(edited_call *e)
     return HD_OK;
 }
 
-// Rows whose keys are not what the network handed out.
+// Rows whose own keys are not what the network handed out.
 static void mark_edited(const edited_call *e, bool *edited)
 {
     for (int64_t i = 0; i < e->count; i++) {
         const call_link *a = &e->active[i];
-        const unsigned edits = hd_call_class(a)->edits;
-        const bool all = a->link->prepared.extra_keys > 0;
-        const bool some = edits & (HD_EDITS_K | HD_EDITS_V | HD_MOVES_TOKENS);
+        if (!(hd_call_class(a)->edits & (HD_EDITS_K | HD_EDITS_V | HD_MOVES_TOKENS))) continue;
         for (int64_t b = 0; b < e->call.q.dim[0]; b++)
-            edited[b] |= all || (some && a->active[b]);
+            edited[b] |= a->active[b];
     }
+}
+
+// Does a plan of this class not know of keys that others have appended?
+static bool lacks_appended(const edited_call *e, const hd_processor_class *class)
+{
+    return class->static_plan && e->call.k.dim[1] > e->own_keys;
+}
+
+// The plan's order of the network's keys, and the appended ones behind it: they are in no tile.
+static hd_status append_order(const edited_call *e, hd_plan *plan)
+{
+    const int64_t own = e->own_keys, all = e->call.k.dim[1];
+    const int64_t orders = plan->orders > 1 ? plan->orders : 1;
+    void *bytes;
+    HD_TRY(hd_call_take(e, &bytes, (size_t)(orders * all) * sizeof(int32_t)));
+    int32_t *order = bytes;
+    for (int64_t o = 0; o < orders; o++) {
+        memcpy(order + o * all, plan->key_order + o * own, (size_t)own * sizeof *order);
+        for (int64_t r = own; r < all; r++)
+            order[o * all + r] = (int32_t)r;
+    }
+    plan->key_order = order;
+    return HD_OK;
+}
+
+// The engine's copy of a plan that a class gave; rows that share an order go on sharing it.
+static hd_status keep_plan(edited_call *e, const run_processor *p, const hd_plan **given, int64_t b)
+{
+    void *bytes;
+    HD_TRY(hd_call_take(e, &bytes, sizeof(hd_plan)));
+    hd_plan *copy = bytes;
+    *copy = *given[b];
+    copy->rest = p->plan.rest;
+    e->plan[b] = copy;
+    if (!copy->key_order || !lacks_appended(e, p->class)) return HD_OK;
+    for (int64_t other = 0; other < b; other++) {
+        if (!given[other] || given[other]->key_order != copy->key_order) continue;
+        copy->key_order = e->plan[other]->key_order;
+        return HD_OK;
+    }
+    return append_order(e, copy);
 }
 
 static hd_status ask_plan(edited_call *e, call_link *a, const bool *edited)
@@ -150,12 +189,20 @@ static hd_status ask_plan(edited_call *e, call_link *a, const bool *edited)
                                 "(%s) visits boxes of keys that start anywhere: no fixed tile is "
                                 "left for a proxy to stand for; \"rest\" must be \"drop\"",
                                 p->class->name);
-        void *bytes;
-        HD_TRY(hd_call_take(e, &bytes, sizeof(hd_plan)));
-        hd_plan *copy = bytes;
-        *copy = *plan[b];
-        copy->rest = p->plan.rest;
-        e->plan[b] = copy;
+        HD_TRY(keep_plan(e, p, plan, b));
+    }
+    return HD_OK;
+}
+
+// Room for what keep_plan takes.
+static hd_status reserve_plans(const edited_call *e, const hd_processor_class *class)
+{
+    void *room;
+    for (int64_t b = 0; b < e->call.q.dim[0]; b++) {
+        HD_TRY(hd_call_take(e, &room, sizeof(hd_plan)));
+        if (lacks_appended(e, class))
+            HD_TRY(hd_call_take(e, &room,
+                                (size_t)(e->call.q.dim[2] * e->call.k.dim[1]) * sizeof(int32_t)));
     }
     return HD_OK;
 }
@@ -169,10 +216,8 @@ hd_status hd_call_plans(edited_call *e)
         call_link *a = &e->active[i];
         if (!hd_call_class(a)->plan) continue;
         e->planned = true;
-        void *room; // of the copies
         if (e->ex->recording)
-            for (int64_t b = 0; b < e->call.q.dim[0]; b++)
-                HD_TRY(hd_call_take(e, &room, sizeof(hd_plan)));
+            HD_TRY(reserve_plans(e, hd_call_class(a)));
         else
             HD_TRY(ask_plan(e, a, edited));
     }

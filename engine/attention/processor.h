@@ -25,9 +25,9 @@ HD_BEGIN_DECLS
 /* What a class declares so that the engine has it ready when the hook runs. */
 enum {
     HD_EDITS_Q = 1u << 0, // tokens hook writes q: it gets a private contiguous copy
-    HD_EDITS_K = 1u << 1,
-    HD_EDITS_V = 1u << 2,
-    HD_READS_X = 1u << 3,      // refused at sites that have no x
+    HD_EDITS_K = 1u << 1, // the call's own keys; those that only appends (extra_keys) does not say
+    HD_EDITS_V = 1u << 2, // so, and goes with plans made from shapes
+    HD_READS_X = 1u << 3, // refused at sites that have no x
     HD_READS_LSE = 1u << 4,    // output hook reads the row log-sum-exp
     HD_MOVES_TOKENS = 1u << 5, // tokens hook merges, drops or reorders tokens of q, k or v: what
                                // addresses tokens by position after it is refused
@@ -57,7 +57,8 @@ typedef struct hd_pass {
 typedef struct hd_prepare_ctx {
     const void *params;
     // Shapes and layouts; no data. The room for keys that processors prepared before may append is
-    // there: k and v are that much longer and k_layout has a reference segment.
+    // there: k and v are that much longer and k_layout has a reference segment. Static plans alone
+    // are made for the network's own keys.
     const hd_attention_call *call;
     hd_plan_rest rest; // what the preset asks of a plan
     // What the processor asks for; zero on entry.
@@ -131,8 +132,8 @@ typedef struct hd_attention_map {
 
 /* What the preset says of a class that gives a plan; read by the engine. */
 typedef enum hd_on_edit {
-    HD_ON_EDIT_REFUSE, // a static plan does not go with edited keys
-    HD_ON_EDIT_DENSE,  // rows whose keys a processor edits are dense
+    HD_ON_EDIT_REFUSE, // a static plan does not go with replaced keys
+    HD_ON_EDIT_DENSE,  // rows whose own keys a processor replaces are dense
 } hd_on_edit;
 
 typedef struct hd_plan_options {
@@ -165,8 +166,9 @@ typedef struct hd_processor_class {
     hd_status (*output)(const hd_hook_ctx *ctx, hd_attention_output *output);
     void (*release)(void *made);
     hd_plan_rest rest; // of a class with a plan: what "rest" is if the preset does not say
-    bool static_plan;  // made from shapes alone: with edited keys refused unless "on_edit" says
-                       // "dense"
+    bool static_plan;  // made from shapes alone, those of the network's own call: keys that others
+                       // append are dense beside it; refused with replaced keys unless "on_edit"
+                       // says "dense"
     // Beside the call: engine/attention/beside.h. Any may be NULL.
     hd_status (*branches)(hd_branches_ctx *ctx);
     hd_status (*begin)(const hd_begin_ctx *ctx);

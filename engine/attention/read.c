@@ -17,8 +17,10 @@ const hd_param hd_plan_params[] = {
                   .help = "numbers of queries times keys; bf16: the run's own type"),
     HD_PARAM_ENUM(hd_plan_options, pv, .names = number_names,
                   .help = "numbers of weights times values; bf16: the run's own type"),
-    HD_PARAM_ENUM(hd_plan_options, on_edit, .names = on_edit_names,
-                  .help = "where another processor edits the keys of a fixed plan"),
+    HD_PARAM_ENUM(
+        hd_plan_options, on_edit, .names = on_edit_names,
+        .help =
+            "where another processor replaces the keys of a fixed plan; appended ones go with it"),
     HD_PARAM_END,
 };
 

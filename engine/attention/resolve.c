@@ -110,12 +110,12 @@ hd_status hd_run_refuse(const run_processor *p, const hd_site *site, hd_status s
 }
 
 // The call as the processors of `site` that are prepared by now may leave it for `p`: with room for
-// the keys they append.
+// the keys they append. Static plans do without: hd_call_plans puts those keys behind them.
 static hd_status shown_call(const run_site *site, const bool *prepared, const run_processor *p,
                             hd_attention_call *call)
 {
     int64_t extra = 0;
-    for (int64_t i = 0; i < site->links; i++)
+    for (int64_t i = 0; i < site->links && !p->class->static_plan; i++)
         if (prepared[i] && hd_run_meet(site->link[i].processor, p, NULL))
             extra += site->link[i].prepared.extra_keys;
     return extra > 0 ? hd_call_append(call, extra) : HD_OK;

@@ -88,7 +88,8 @@ static void *zeroed(size_t bytes)
     return memset(p, 0, bytes);
 }
 
-Planning::Planning(const hd_processor_class &kind, const std::string &json, PlanInput &input)
+Planning::Planning(const hd_processor_class &kind, const std::string &json, PlanInput &input,
+                   const hd_plan_rest *rest)
     : active((size_t)input.rows, 1), kind_(kind), input_(input),
       params_(zeroed(kind.params_size + 1))
 {
@@ -99,7 +100,7 @@ Planning::Planning(const hd_processor_class &kind, const std::string &json, Plan
     if (status == HD_OK) {
         prepared.params = params_.get();
         prepared.call = &input.call;
-        prepared.rest = kind.rest;
+        prepared.rest = rest ? *rest : kind.rest;
         status = kind.prepare(&prepared);
     }
     if (status != HD_OK) {

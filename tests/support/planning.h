@@ -40,8 +40,10 @@ struct PlanInput {
 class Planning
 {
   public:
-    /* Reads, checks and prepares; `status` says how that went. json: an object, without "use". */
-    Planning(const hd_processor_class &kind, const std::string &json, PlanInput &input);
+    /* Reads, checks and prepares; `status` says how that went. json: an object, without "use" and
+     * the engine's fields; rest: the class's own if none is given. */
+    Planning(const hd_processor_class &kind, const std::string &json, PlanInput &input,
+             const hd_plan_rest *rest = nullptr);
     ~Planning();
     Planning(const Planning &) = delete;
     Planning &operator=(const Planning &) = delete;
