@@ -361,6 +361,7 @@ const hd_processor_class hd_prompt_to_prompt = {
     .branches = p2p_branches,
     .begin = p2p_begin,
     .prepare = p2p_prepare,
+    .sites = p2p_blend_sites,
     .pass = p2p_pass,
     .tokens = p2p_tokens,
     .probe = p2p_probe,

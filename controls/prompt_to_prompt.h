@@ -90,6 +90,10 @@ void p2p_clear_words(prompt_to_prompt *p);
 
 /* prompt_to_prompt_blend.c: local blend and user masks after a step. */
 HD_CHECKED hd_status p2p_blend_latents(const hd_beside_ctx *ctx);
+/* Does the local blend make its mask from words? */
+bool p2p_blends_words(const prompt_to_prompt *p);
+/* Refuses a factor that no site has. */
+HD_CHECKED hd_status p2p_blend_sites(const hd_sites_ctx *ctx);
 /* Does the local blend read the words of this site? */
 bool p2p_blend_reads(const prompt_to_prompt *p, const hd_site *site);
 /* Raises each place of a map [h, w] to the largest of its neighbours within pool / 2. */

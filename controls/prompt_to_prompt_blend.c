@@ -9,10 +9,30 @@
 
 #include "controls/prompt_to_prompt.h"
 
+bool p2p_blends_words(const prompt_to_prompt *p)
+{
+    return p->blend.on && !(p->mask && p->mask_op == P2P_MASK_ONLY);
+}
+
 bool p2p_blend_reads(const prompt_to_prompt *p, const hd_site *site)
 {
     return p->blend.on && site->kind == HD_SITE_CROSS && site->factor == p->blend.factor &&
            strncmp(site->path, "mid", 3) != 0;
+}
+
+hd_status p2p_blend_sites(const hd_sites_ctx *ctx)
+{
+    const prompt_to_prompt *p = ctx->params;
+    if (!p2p_blends_words(p)) return HD_OK;
+    for (int64_t i = 0; i < ctx->count; i++)
+        if (p2p_blend_reads(p, ctx->site[i])) return HD_OK;
+    const hd_json *blend = hd_json_get(ctx->node, "local_blend");
+    const hd_json *factor = hd_json_get(blend, "factor");
+    return hd_json_fail(factor ? factor : blend, HD_ERR_ARGUMENT,
+                        "%s %lld: no cross attention of the down and up blocks where this "
+                        "processor acts is so far below the latent",
+                        factor ? "is" : "lacks \"factor\", which is then",
+                        (long long)p->blend.factor);
 }
 
 // Sums the maps of one branch over the sites into map [tokens]; false where there are none.
@@ -78,11 +98,7 @@ static hd_status words_mask(const hd_beside_ctx *ctx, const char *target, uint8_
 {
     const prompt_to_prompt *p = ctx->params;
     int64_t h, w;
-    if (!map_size(ctx, &h, &w))
-        return hd_fail(HD_ERR_ARGUMENT,
-                       "local_blend.factor is %lld, but no cross attention of the "
-                       "down and up blocks is so far below the latent",
-                       (long long)p->blend.factor);
+    HD_ENSURE(map_size(ctx, &h, &w));
     float *map = malloc((size_t)(2 * h * w) * sizeof *map);
     if (!map) return hd_fail(HD_ERR_NOMEM, "prompt_to_prompt: no memory for the word maps");
     const char *const branch[2] = {p->source, target};
@@ -106,7 +122,7 @@ static hd_status blend_target(const hd_beside_ctx *ctx, const char *target, uint
     hd_beside_branch *source = hd_beside(ctx, p->source), *edited = hd_beside(ctx, target);
     const int64_t places = ctx->height * ctx->width;
     memset(mask, 0, (size_t)places);
-    const bool words = p->blend.on && !(p->mask && p->mask_op == P2P_MASK_ONLY);
+    const bool words = p2p_blends_words(p);
     if (words) HD_TRY(words_mask(ctx, target, mask));
     for (int64_t i = 0; p->mask && i < places; i++) {
         const bool user = p->mask[i] > 0.5f;

@@ -130,6 +130,14 @@ typedef struct hd_attention_map {
     hd_tensor p; // f32 [B, H, Lq, Lk], rows sum to 1; 0 from key_len on
 } hd_attention_map;
 
+/* After the dry pass: every site whose chain the processor is part of. */
+typedef struct hd_sites_ctx {
+    const void *params;
+    const hd_json *node; // the processor in the preset, for messages
+    int64_t count;
+    const hd_site *const *site;
+} hd_sites_ctx;
+
 /* What the preset says of a class that gives a plan; read by the engine. */
 typedef enum hd_on_edit {
     HD_ON_EDIT_REFUSE, // a static plan does not go with replaced keys
@@ -152,8 +160,9 @@ typedef struct hd_processor_class {
     unsigned edits;
     // Beyond single ranges; reads HD_PARAM_JSON fields into fields of its own. May be NULL.
     hd_status (*check)(void *params);
-    void (*clear)(void *params);               // frees what check allocated; may be NULL
-    hd_status (*prepare)(hd_prepare_ctx *ctx); // may be NULL
+    void (*clear)(void *params);                 // frees what check allocated; may be NULL
+    hd_status (*prepare)(hd_prepare_ctx *ctx);   // may be NULL
+    hd_status (*sites)(const hd_sites_ctx *ctx); // refuses what all its sites together do not give
     hd_status (*pass)(const hd_hook_ctx *ctx, int index, hd_pass *pass);
     hd_status (*tokens)(const hd_hook_ctx *ctx, hd_tokens *tokens);
     hd_status (*logits)(const hd_hook_ctx *ctx, hd_logits *logits);

@@ -66,6 +66,21 @@ void hd_attention_run_free(hd_attention_run *run)
     free(run);
 }
 
+static hd_status show_sites(const hd_attention_run *run, const run_processor *p)
+{
+    const hd_site **met = calloc((size_t)run->site_count + 1, sizeof *met);
+    if (!met)
+        return hd_fail(HD_ERR_NOMEM, "processors: no memory for %lld sites",
+                       (long long)run->site_count);
+    hd_sites_ctx ctx = {p->params, p->node, 0, met};
+    for (int64_t s = 0; s < run->site_count; s++)
+        for (int64_t i = 0; i < run->site[s]->links; i++)
+            if (run->site[s]->link[i].processor == p) met[ctx.count++] = &run->site[s]->site;
+    hd_status status = p->class->sites(&ctx);
+    free(met);
+    return status;
+}
+
 hd_status hd_attention_run_finish(hd_attention_run *run)
 {
     for (int64_t i = 0; i < run->processors; i++) {
@@ -93,6 +108,7 @@ hd_status hd_attention_run_finish(hd_attention_run *run)
             return hd_json_fail(node ? node : p->node, HD_ERR_ARGUMENT,
                                 "(%s) matches no row of this run", p->class->name);
         }
+        if (p->class->sites) HD_TRY(show_sites(run, p));
     }
     return HD_OK;
 }

@@ -425,6 +425,10 @@ TEST_CASE("prompt_to_prompt: what cannot be done is refused before step 0",
     refuse(", \"local_blend\": {\"source\": \"fish\"}", HD_ERR_ARGUMENT, "lacks \"target\"");
     refuse(", \"local_blend\": {\"target\": \"fish\", \"taget\": 1}", HD_ERR_ARGUMENT,
            "has no \"taget\"");
+    refuse(", \"local_blend\": {\"target\": \"fish\", \"factor\": 3}", HD_ERR_ARGUMENT,
+           "processors[0].local_blend.factor is 3: no cross attention of the down and up blocks");
+    refuse(", \"local_blend\": {\"target\": \"fish\"}", HD_ERR_ARGUMENT,
+           "processors[0].local_blend lacks \"factor\", which is then 4: no cross attention");
     refuse(", \"inversion_file\": \"x.safetensors\"", HD_ERR_ARGUMENT, "give source_image");
     CHECK_FAILS(context.try_run(run_of(edit_of(", \"mode\": \"replace\""), "a fish"), none),
                 HD_ERR_ARGUMENT, "\"replace\" needs as many");
