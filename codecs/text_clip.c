@@ -361,20 +361,38 @@ static hd_status text_clip_blocks(const text_clip_pass *p, int64_t from, int64_t
     return HD_OK;
 }
 
-static hd_status text_clip_embed(const text_clip_pass *p, const int64_t *ids)
+// Row by row, from the vocabulary's table or from the learned one.
+static hd_status text_clip_gather(const text_clip_pass *p, hd_tensor flat,
+                                  const hd_text_clip_inputs *in)
+{
+    const hd_text_clip_config *c = &p->m->config;
+    hd_tensor tokens = hd_tensor_of(p->m->tokens, HD_F32, hd_shape2(c->vocabulary, c->channels));
+    const int64_t count = p->rows * p->tokens;
+    if (!in->learned_count) return hd_gather_rows(p->ex, flat, tokens, in->ids, count);
+    hd_tensor learned =
+        hd_tensor_of((float *)in->learned, HD_F32, hd_shape2(in->learned_count, c->channels));
+    for (int64_t i = 0; i < count; i++) {
+        const bool more = in->ids[i] >= c->vocabulary;
+        const int64_t id = in->ids[i] - (more ? c->vocabulary : 0);
+        HD_TRY(
+            hd_gather_rows(p->ex, hd_tensor_slice(flat, 0, i, 1), more ? learned : tokens, &id, 1));
+    }
+    return HD_OK;
+}
+
+static hd_status text_clip_embed(const text_clip_pass *p, const hd_text_clip_inputs *in)
 {
     const hd_text_clip_config *c = &p->m->config;
     int64_t count = p->rows * p->tokens;
     for (int64_t i = 0; i < count; i++)
-        if (ids[i] < 0 || ids[i] >= c->vocabulary)
+        if (in->ids[i] < 0 || in->ids[i] >= c->vocabulary + in->learned_count)
             return hd_fail(HD_ERR_ARGUMENT,
                            "text encoder: token %lld, its vocab_size is %lld; do tokenizer and "
                            "text_encoder belong together?",
-                           (long long)ids[i], (long long)c->vocabulary);
-    hd_tensor tokens = hd_tensor_of(p->m->tokens, HD_F32, hd_shape2(c->vocabulary, c->channels));
+                           (long long)in->ids[i], (long long)c->vocabulary);
     hd_tensor positions = hd_tensor_of(p->m->positions, HD_F32, hd_shape2(c->length, c->channels));
     hd_tensor flat = hd_tensor_reshape(p->h, hd_shape2(count, c->channels));
-    HD_TRY(hd_gather_rows(p->ex, flat, tokens, ids, count));
+    HD_TRY(text_clip_gather(p, flat, in));
     for (int64_t b = 0; b < p->rows; b++) {
         hd_tensor row = hd_tensor_slice(flat, 0, b * p->tokens, p->tokens);
         HD_TRY(hd_add(p->ex, row, row, hd_tensor_slice(positions, 0, 0, p->tokens)));
@@ -390,7 +408,7 @@ static int64_t text_clip_pooled_token(const hd_text_clip_config *c, const int64_
     int64_t best = 0;
     for (int64_t i = 0; i < tokens; i++) {
         if (c->eos != 2 && ids[i] == c->eos) return i;
-        if (c->eos == 2 && ids[i] > ids[best]) best = i;
+        if (c->eos == 2 && ids[i] < c->vocabulary && ids[i] > ids[best]) best = i;
     }
     return best;
 }
@@ -443,7 +461,7 @@ hd_status hd_text_clip_forward(const hd_exec *ex, const hd_text_clip *text,
     size_t mark = hd_arena_mark(ex->arena);
     text_clip_pass p = {ex, text, forward, in->rows, in->tokens, hd_tensor_none()};
     p.h = text_clip_new_tensor(&p, HD_F32, c->channels);
-    HD_TRY(text_clip_embed(&p, in->ids));
+    HD_TRY(text_clip_embed(&p, in));
     int64_t kept = c->layers - in->clip_skip;
     HD_TRY(text_clip_blocks(&p, 0, kept));
     HD_TRY(hd_layer_norm(ex, hidden, p.h, text->final_gamma, text->final_beta, (float)c->eps));

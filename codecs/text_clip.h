@@ -45,7 +45,9 @@ HD_CHECKED hd_status hd_text_clip_check(const hd_text_clip_config *c, const char
 typedef struct hd_text_clip_inputs {
     const int64_t *ids; // [rows, tokens]
     int64_t rows, tokens;
-    int64_t clip_skip; // 0 .. layers: so many last layers are left out before the final norm
+    int64_t clip_skip;    // 0 .. layers: so many last layers are left out before the final norm
+    const float *learned; // [learned_count, channels]: what ids from the vocabulary's end on mean
+    int64_t learned_count;
 } hd_text_clip_inputs;
 
 /* hidden [rows, tokens, channels] f32. pooled: none, or [rows, channels] f32 ([rows, projection]

@@ -22,12 +22,14 @@ typedef struct clip_special {
     hd_char *text;
     int64_t count;
     bool normalized;
-    int64_t id;
+    int64_t id, ids; // it stands for so many, from `id` on
 } clip_special;
 
 struct hd_tokenizer {
-    hd_tokenizer_folder folder;
-    clip_special *special; // [folder.added_count]
+    const hd_tokenizer_folder *folder; // `own`, or that of the tokenizer it extends
+    hd_tokenizer_folder own;
+    clip_special *special;
+    int64_t specials;
 };
 
 /* The state of one encoding. */
@@ -111,6 +113,7 @@ static hd_status clip_special_make(clip_special *out, const hd_added_token *toke
     out->text = malloc(bytes * HD_UNICODE_NFC_ROOM * sizeof *out->text);
     out->normalized = token->normalized;
     out->id = token->id;
+    out->ids = 1;
     hd_status status = HD_OK;
     if (!raw || !out->text) {
         status = hd_fail(HD_ERR_NOMEM, "tokenizer: no memory for \"%s\"", token->text);
@@ -127,17 +130,85 @@ static hd_status clip_special_make(clip_special *out, const hd_added_token *toke
     return status;
 }
 
+// Room for `room` special tokens, of which those of the folder are made.
+static hd_status clip_specials_make(hd_tokenizer *t, int64_t room)
+{
+    t->special = calloc((size_t)room + 1, sizeof *t->special);
+    if (!t->special)
+        return hd_fail(HD_ERR_NOMEM, "tokenizer: no memory for %lld tokens", (long long)room);
+    for (; t->specials < t->folder->added_count; t->specials++)
+        HD_TRY(clip_special_make(&t->special[t->specials], &t->folder->added[t->specials]));
+    return HD_OK;
+}
+
 hd_status hd_tokenizer_open(hd_tokenizer **out, const char *folder)
 {
     hd_tokenizer *t = calloc(1, sizeof *t);
     if (!t) return hd_fail(HD_ERR_NOMEM, "%s: no memory for the tokenizer", folder);
-    hd_status status = hd_tokenizer_folder_read(&t->folder, folder);
-    if (status == HD_OK) {
-        t->special = calloc((size_t)t->folder.added_count, sizeof *t->special);
-        if (!t->special) status = hd_fail(HD_ERR_NOMEM, "%s: no memory for its tokens", folder);
+    t->folder = &t->own;
+    hd_status status = hd_tokenizer_folder_read(&t->own, folder);
+    if (status == HD_OK)
+        status = hd_note(clip_specials_make(t, t->own.added_count), "while opening %s", folder);
+    if (status != HD_OK) {
+        hd_tokenizer_free(t);
+        return status;
     }
-    for (int64_t i = 0; status == HD_OK && i < t->folder.added_count; i++)
-        status = clip_special_make(&t->special[i], &t->folder.added[i]);
+    *out = t;
+    return HD_OK;
+}
+
+// Is there a token of that name in the vocabulary, in the middle or at the end of a word?
+static hd_status clip_known(const hd_tokenizer_folder *f, const char *text, bool *known)
+{
+    const size_t bytes = strlen(text);
+    char *ending = malloc(bytes + sizeof "</w>");
+    if (!ending) return hd_fail(HD_ERR_NOMEM, "tokenizer: no memory for \"%s\"", text);
+    memcpy(ending, text, bytes);
+    memcpy(ending + bytes, "</w>", sizeof "</w>");
+    *known = hd_bpe_find(f->bpe, text, bytes) >= 0 ||
+             hd_bpe_find(f->bpe, ending, bytes + strlen("</w>")) >= 0;
+    free(ending);
+    return HD_OK;
+}
+
+static bool clip_same(const clip_special *a, const clip_special *b)
+{
+    bool same = a->count == b->count;
+    for (int64_t i = 0; same && i < a->count; i++)
+        same = a->text[i].c == b->text[i].c;
+    return same;
+}
+
+static hd_status clip_add_word(hd_tokenizer *t, const hd_tokenizer_word *word)
+{
+    const hd_added_token token = {(char *)word->text, true, word->id};
+    clip_special *s = &t->special[t->specials++];
+    bool known = false;
+    HD_TRY(clip_special_make(s, &token));
+    s->ids = word->count;
+    for (int64_t i = 0; i < s->count; i++)
+        if (hd_unicode_class_of(s->text[i].c) == HD_UNICODE_SPACE)
+            return hd_fail(HD_ERR_ARGUMENT, "the token \"%s\" has white space in it", word->text);
+    if (s->count == 0) return hd_fail(HD_ERR_ARGUMENT, "the token has no characters");
+    HD_TRY(clip_known(t->folder, word->text, &known));
+    for (int64_t i = 0; i < t->specials - 1; i++)
+        known |= clip_same(s, &t->special[i]);
+    if (known)
+        return hd_fail(HD_ERR_ARGUMENT,
+                       "the token \"%s\" exists already; give another, like \"<my-%s>\"",
+                       word->text, word->text[0] == '<' ? "word" : word->text);
+    return HD_OK;
+}
+
+hd_status hd_tokenizer_extend(hd_tokenizer **out, const hd_tokenizer *base, int64_t count,
+                              const hd_tokenizer_word *words, int64_t *failed)
+{
+    hd_tokenizer *t = calloc(1, sizeof *t);
+    if (!t) return hd_fail(HD_ERR_NOMEM, "tokenizer: no memory");
+    t->folder = base->folder;
+    hd_status status = clip_specials_make(t, t->folder->added_count + count);
+    for (*failed = 0; status == HD_OK && *failed < count; ++*failed)
+        if ((status = clip_add_word(t, &words[*failed])) != HD_OK) break;
     if (status != HD_OK) {
         hd_tokenizer_free(t);
         return status;
@@ -149,31 +220,31 @@ hd_status hd_tokenizer_open(hd_tokenizer **out, const char *folder)
 void hd_tokenizer_free(hd_tokenizer *tokenizer)
 {
     if (!tokenizer) return;
-    for (int64_t i = 0; tokenizer->special && i < tokenizer->folder.added_count; i++)
+    for (int64_t i = 0; i < tokenizer->specials; i++)
         free(tokenizer->special[i].text);
     free(tokenizer->special);
-    hd_tokenizer_folder_clear(&tokenizer->folder);
+    hd_tokenizer_folder_clear(&tokenizer->own);
     free(tokenizer);
 }
 
 int64_t hd_tokenizer_length(const hd_tokenizer *tokenizer)
 {
-    return tokenizer->folder.length;
+    return tokenizer->folder->length;
 }
 
 int64_t hd_tokenizer_bos(const hd_tokenizer *tokenizer)
 {
-    return tokenizer->folder.bos;
+    return tokenizer->folder->bos;
 }
 
 int64_t hd_tokenizer_eos(const hd_tokenizer *tokenizer)
 {
-    return tokenizer->folder.eos;
+    return tokenizer->folder->eos;
 }
 
 int64_t hd_tokenizer_pad(const hd_tokenizer *tokenizer)
 {
-    return tokenizer->folder.pad;
+    return tokenizer->folder->pad;
 }
 
 /* The bytes of the prompt that text[0 .. count) comes from. Composition may have moved marks. */
@@ -232,7 +303,7 @@ static hd_status clip_word(clip_encoder *e, const hd_char *text, int64_t count)
             e->owner[bytes] = (int32_t)i;
         }
     }
-    HD_TRY(hd_bpe_encode(e->tokenizer->folder.bpe, e->bytes, bytes, &e->work));
+    HD_TRY(hd_bpe_encode(e->tokenizer->folder->bpe, e->bytes, bytes, &e->work));
     clip_span(text, count, &start, &end);
     for (int32_t i = 0; i >= 0; i = e->work.symbol[i].next) {
         const hd_bpe_symbol *s = &e->work.symbol[i];
@@ -295,7 +366,7 @@ static const clip_special *clip_special_at(const hd_tokenizer *t, bool normalize
                                            const hd_char *text, int64_t count)
 {
     const clip_special *best = NULL;
-    for (int64_t i = 0; i < t->folder.added_count; i++) {
+    for (int64_t i = 0; i < t->specials; i++) {
         const clip_special *s = &t->special[i];
         if (s->normalized != normalized || s->count > count || s->count == 0) continue;
         int64_t n = 0;
@@ -320,7 +391,8 @@ static hd_status clip_split(clip_encoder *e, bool normalized, const hd_char *tex
             continue;
         }
         if (i > from) HD_TRY(stretch(e, text + from, i - from));
-        clip_emit(e, s->id, text + i, s->count, text[i].start);
+        for (int64_t k = 0; k < s->ids; k++)
+            clip_emit(e, s->id + k, text + i, s->count, text[i].start);
         e->info.words++;
         from = i += s->count;
     }
@@ -345,7 +417,7 @@ static hd_status clip_run(clip_encoder *e, const char *text, size_t bytes)
                        "the prompt is not UTF-8: byte %lld is 0x%02x; give it in UTF-8",
                        (long long)(-1 - count), (unsigned char)text[-1 - count]);
     HD_TRY(clip_split(e, false, e->text, count, clip_normal_stretch));
-    const hd_tokenizer_folder *f = &e->tokenizer->folder;
+    const hd_tokenizer_folder *f = e->tokenizer->folder;
     int64_t end = e->info.count + 1;
     for (int64_t i = 0; i < e->length; i++) {
         if (i > 0 && i < end) continue;

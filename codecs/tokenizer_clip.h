@@ -24,6 +24,20 @@ typedef struct hd_tokenizer hd_tokenizer;
 HD_CHECKED hd_status hd_tokenizer_open(hd_tokenizer **out, const char *folder);
 void hd_tokenizer_free(hd_tokenizer *tokenizer);
 
+/* A word that a run brings along: wherever its text is in a prompt (case folded, also inside other
+ * words) it stands for `count` ids from `id` on: the vectors of a learned embedding. */
+typedef struct hd_tokenizer_word {
+    const char *text;
+    int64_t id, count;
+} hd_tokenizer_word;
+
+/* `base` with more words; it must outlive *out, which the caller owns. HD_ERR_ARGUMENT for a word
+ * that is empty, has white space in it, is not UTF-8 or is a token already; *failed is its number.
+ */
+HD_CHECKED hd_status hd_tokenizer_extend(hd_tokenizer **out, const hd_tokenizer *base,
+                                         int64_t count, const hd_tokenizer_word *words,
+                                         int64_t *failed);
+
 int64_t hd_tokenizer_length(const hd_tokenizer *tokenizer); // model_max_length
 int64_t hd_tokenizer_bos(const hd_tokenizer *tokenizer);
 int64_t hd_tokenizer_eos(const hd_tokenizer *tokenizer);

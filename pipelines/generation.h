@@ -12,6 +12,7 @@
 #include "engine/samplers/sampler.h"
 #include "pipelines/branches.h"
 #include "pipelines/capture.h"
+#include "pipelines/embeddings.h"
 #include "pipelines/latents_file.h"
 #include "pipelines/outputs.h"
 #include "pipelines/start.h"
@@ -47,6 +48,7 @@ typedef struct generation {
     const hd_run_request *request;
     const hd_preset *preset;
     hd_model *model;
+    hd_embeddings embeddings; // learned words, and the tokenizer that knows them
     hd_exec ex;
     hd_attention_run *attention;
     hd_attention_run *inverting; // without processors: the text of the pictures taken back to noise

@@ -36,6 +36,7 @@ hd_status hd_metadata_json(char **json, const hd_preset *p, const hd_resolved *m
     if (p->fit != HD_FIT_STRETCH) hd_json_write_string(&w, "fit", hd_fit_names[p->fit]);
     if (p->inversion) hd_json_write_node(&w, "inversion", p->inversion);
     if (p->latents_in) hd_json_write_string(&w, "latents_in", p->latents_in);
+    if (p->embeddings) hd_json_write_node(&w, "embeddings", p->embeddings);
     if (p->branches) hd_json_write_node(&w, "branches", p->branches);
     if (strcmp(made->branch, "main") != 0) hd_json_write_string(&w, "branch", made->branch);
     if (p->processors) hd_json_write_node(&w, "processors", p->processors);

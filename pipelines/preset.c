@@ -95,7 +95,8 @@ static hd_status check_together(const hd_preset *p, const hd_json *root)
 
 hd_status hd_preset_from_json(hd_preset *out, const hd_json *root)
 {
-    static const char *const also[] = {"processors", "branches", "inversion", "$schema", NULL};
+    static const char *const also[] = {"processors", "branches", "inversion",
+                                       "embeddings", "$schema",  NULL};
     memset(out, 0, sizeof *out);
     HD_TRY(hd_json_expect(root, HD_JSON_OBJECT));
     HD_TRY(hd_params_default(hd_preset_params, out));
@@ -105,6 +106,7 @@ hd_status hd_preset_from_json(hd_preset *out, const hd_json *root)
     out->branches = hd_json_get(root, "branches");
     if (out->branches) HD_TRY(hd_json_expect(out->branches, HD_JSON_OBJECT));
     out->inversion = hd_json_get(root, "inversion");
+    out->embeddings = hd_json_get(root, "embeddings");
     return check_together(out, root);
 }
 

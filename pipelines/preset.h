@@ -49,6 +49,7 @@ typedef struct hd_preset {
     const hd_json *processors; // array
     const hd_json *branches;   // object: pipelines/branches.h
     const hd_json *inversion;  // of main, likewise
+    const hd_json *embeddings; // pipelines/embeddings.h
 } hd_preset;
 
 extern const hd_param hd_preset_params[];

@@ -46,7 +46,7 @@ static hd_status tokenize(generation *g, int branch, int which)
 {
     hd_branch *b = &g->branches.item[branch];
     gen_branch *have = &g->branch[branch];
-    const hd_tokenizer *t = g->model->tokenizer;
+    const hd_tokenizer *t = g->embeddings.tokenizer;
     const char *text = text_of(b, which);
     int64_t length = g->text_tokens;
     hd_encoding info;
@@ -92,7 +92,12 @@ static hd_status encode_row(generation *g, const hd_exec *ex, const int64_t *ids
     size_t mark = hd_arena_mark(ex->arena);
     hd_tensor hidden = hd_tensor_of(out, HD_F32, hd_shape3(1, g->text_tokens, g->text_channels));
     if (ex->recording) hidden = hd_arena_tensor(ex->arena, HD_F32, hd_tensor_shape(hidden));
-    hd_text_clip_inputs in = {.ids = ids, .rows = 1, .tokens = g->text_tokens, .clip_skip = skip};
+    hd_text_clip_inputs in = {.ids = ids,
+                              .rows = 1,
+                              .tokens = g->text_tokens,
+                              .clip_skip = skip,
+                              .learned = g->embeddings.vectors,
+                              .learned_count = g->embeddings.count};
     hd_status status =
         hd_text_clip_forward(ex, g->model->text, NULL, hidden, hd_tensor_none(), &in);
     hd_arena_rewind(ex->arena, mark);

@@ -269,6 +269,7 @@ static hd_status prepare(generation *g)
 {
     const hd_run_request *r = g->request;
     const hd_preset *p = g->preset;
+    HD_TRY(hd_embeddings_read(&g->embeddings, p->embeddings, g->model));
     HD_TRY(hd_branches_read(&g->branches, &g->branches_preset, p, r->root));
     HD_TRY(hd_start_open(&g->branch[0].start, p, r->root, g->model, &g->size));
     int64_t layers = hd_text_clip_configuration(g->model->text)->layers;
@@ -332,6 +333,7 @@ static void clear(generation *g)
     hd_attention_run_free(g->inverting);
     hd_attention_run_free(g->attention);
     hd_branches_preset_free(&g->branches_preset);
+    hd_embeddings_free(&g->embeddings);
     hd_arena_free(g->ex.arena);
 }
 

@@ -11,11 +11,12 @@ static bool is_space(char c)
     return c == ' ' || (c >= '\t' && c <= '\r');
 }
 
-// Bytes of characters beyond ASCII belong to words.
+// Bytes of characters beyond ASCII belong to words, and so do the brackets of learned tokens:
+// "<cat>" is another word than "cat".
 static bool is_letter(char c)
 {
-    return (unsigned char)c >= 0x80 || (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') ||
-           (c >= 'A' && c <= 'Z');
+    return (unsigned char)c >= 0x80 || c == '<' || c == '>' || (c >= '0' && c <= '9') ||
+           (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
 }
 
 static char folded(char c)

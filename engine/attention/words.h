@@ -2,8 +2,8 @@
  * or joint attention belong to which word.
  *
  * A pipeline fills it from its tokenizer; a processor selects words by their text, never by number:
- * "tiger cat" (a word or a phrase, spaces and case folded, punctuation around it left out) or
- * "cat#2" (its second occurrence). */
+ * "tiger cat" (a word or a phrase, spaces and case folded, punctuation around it left out),
+ * "<cat>" (a learned token, another word than cat) or "cat#2" (its second occurrence). */
 #ifndef HD_ENGINE_ATTENTION_WORDS_H
 #define HD_ENGINE_ATTENTION_WORDS_H
 

@@ -101,6 +101,6 @@ TEST_CASE("preset: the schema has the fields of the table, and no others", "[pip
         CHECK(cJSON_GetObjectItem(property, "description"));
     }
     CHECK(cJSON_GetArraySize(properties) ==
-          rows + 4); // processors, branches, inversion and $schema are read elsewhere
+          rows + 5); // processors, branches, inversion, embeddings and $schema are read elsewhere
     CHECK(cJSON_IsFalse(cJSON_GetObjectItem(schema.root, "additionalProperties")));
 }
