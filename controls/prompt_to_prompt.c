@@ -193,11 +193,21 @@ static hd_tensor scratch_values(const hd_hook_ctx *ctx, int index)
     return t;
 }
 
+// Self attention whose queries and keys are the source's for some steps.
+static bool replaces_self(const prompt_to_prompt *p, const hd_site *site)
+{
+    return site->kind == HD_SITE_SELF && site->factor >= p->self_min_factor &&
+           p->self_replace.first < p->self_replace.end;
+}
+
 static hd_status p2p_prepare(hd_prepare_ctx *ctx)
 {
     const prompt_to_prompt *p = ctx->params;
     const hd_attention_call *call = ctx->call;
-    if (call->site.kind == HD_SITE_SELF || call->site.kind == HD_SITE_TEMPORAL) return HD_OK;
+    if (call->site.kind == HD_SITE_SELF || call->site.kind == HD_SITE_TEMPORAL) {
+        ctx->idle = !replaces_self(p, &call->site);
+        return HD_OK;
+    }
     if (call->site.kind == HD_SITE_JOINT)
         return hd_fail(HD_ERR_UNSUPPORTED, "edits cross and self attention; give \"sites\" without "
                                            "joint ones");
@@ -244,9 +254,7 @@ static hd_status p2p_pass(const hd_hook_ctx *ctx, int index, hd_pass *pass)
 static void edit_self(const hd_hook_ctx *ctx, hd_tokens *tokens)
 {
     const prompt_to_prompt *p = ctx->params;
-    if (ctx->call->site.factor < p->self_min_factor || ctx->call->site.kind != HD_SITE_SELF ||
-        !within(p->self_replace, ctx->call->forward->step.index))
-        return;
+    if (!within(p->self_replace, ctx->call->forward->step.index)) return;
     for (int64_t row = 0; row < tokens->q.dim[0]; row++) {
         const p2p_target *t;
         const int64_t source = source_row_of(ctx, row, &t);
