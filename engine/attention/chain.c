@@ -19,13 +19,14 @@ static hd_status refuse_pair(const hd_site *site, const run_processor *b, const 
 }
 
 // What needs the tokens in their places; NULL: nothing does.
-static const char *needs_places(const run_processor *p, bool after)
+static const char *needs_places(const run_link *link, bool after)
 {
+    const run_processor *p = link->processor;
     const hd_processor_class *class = p->class;
     const unsigned edits = HD_EDITS_Q | HD_EDITS_K | HD_EDITS_V | HD_MOVES_TOKENS;
     const unsigned forms = HD_ADDS_COLUMN_BIAS | HD_ADDS_SEGMENTS | HD_ADDS_BIAS | HD_ADDS_MASK;
     if (class->map) return "it reads the map by the places of its tokens";
-    if (class->probe) return "it probes keys by their places";
+    if (link->prepared.indicators > 0) return "it probes keys by their places";
     if (class->edits & forms) return "it addresses tokens by their places";
     if (class->plan && p->plan.on_edit != HD_ON_EDIT_DENSE)
         return "its plan needs the tokens in their places; \"on_edit\": \"dense\" leaves it out "
@@ -42,7 +43,7 @@ static hd_status check_movers(const run_site *site, int64_t i, int64_t j, const 
     if (!(a->class->edits & HD_MOVES_TOKENS)) return HD_OK;
     if (!hd_run_meet(a, b, b->class->map ? NULL : rows)) return HD_OK; // a map is the whole call's
     char text[300];
-    const char *why = needs_places(b, j > i);
+    const char *why = needs_places(&site->link[j], j > i);
     if (!why) return HD_OK;
     snprintf(text, sizeof text, "the other merges or moves tokens, and %s", why);
     return refuse_pair(&site->site, b, a, text);
