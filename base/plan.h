@@ -13,9 +13,13 @@
  * that the plan gives agrees. A box entry may reach beyond the grid's end; what is outside is not
  * there.
  *
- * rest: with HD_REST_PROXY one mean key and value stand for every key tile, with ln(its length)
- * added to the score, for the queries that do not see that tile: not the tile's own entry, and not
- * the rows of a row mask that leave it out. Boxes have no fixed tiles to stand for: refused. */
+ * rest: with HD_REST_PROXY one key and value stand for every key tile, for the queries that do not
+ * see that tile: not the tile's own entry, and not the rows of a row mask that leave it out. They
+ * are the tile's mean key and value with ln(its length) added to the score, unless the plan's
+ * `proxy` says otherwise. Where the call adds a bias to keys, each counts as much as the
+ * exponential of its bias, and one with a bias of -inf does not count at all. Causality and masks
+ * hide a proxy from a query that may not see every key it stands for. Boxes have no fixed tiles to
+ * stand for: refused. */
 #ifndef HD_BASE_PLAN_H
 #define HD_BASE_PLAN_H
 
@@ -45,6 +49,19 @@ typedef struct hd_plan_axis {
 } hd_plan_axis;
 
 typedef enum hd_plan_rest { HD_REST_DROP, HD_REST_PROXY } hd_plan_rest;
+
+/* What stands for a key tile. All 0: the mean key and the mean value, counted. */
+typedef struct hd_plan_proxy {
+    // [orders][key_tiles] the rank, one of the tile's, whose key or value is taken; NULL, or where
+    // the row lacks that token: the mean
+    const int32_t *key, *value;
+    bool uncounted; // no logarithm of the tile's length in the score
+    // [heads of the call][key_tiles][D] of the tile's keys, channel by channel; NULL: none. Half of
+    // scale^2 sum_d q_d^2 variance_d, at most `clip`, is added to the score.
+    const float *variance;
+    float clip;
+} hd_plan_proxy;
+
 typedef enum hd_attention_number { // of one of the two products
     HD_NUMBER_NATIVE,              // the call's type: "bf16" in a preset
     HD_NUMBER_INT8,
@@ -78,6 +95,7 @@ typedef struct hd_plan {
     const uint64_t *column_mask; // [masks][ceil(key_tile / 64)] bit j: key j of the entry is seen
 
     hd_plan_rest rest;
+    hd_plan_proxy proxy;
 } hd_plan;
 
 /* The entries of one query tile of one head; entry NULL: all key tiles, full. */

@@ -60,6 +60,19 @@ static hd_status check_edited_plan(const run_site *site, const run_processor *ed
                        "\"on_edit\": \"dense\" leaves the plan out there");
 }
 
+// The kernel has one score for a proxy, whoever looks.
+static hd_status check_proxies(const run_site *site, const run_processor *editor,
+                               const run_processor *planner)
+{
+    const unsigned own = editor->class->edits & (HD_ADDS_BIAS | HD_ADDS_SEGMENTS);
+    if (planner->plan.rest != HD_REST_PROXY || !own || !hd_run_meet(editor, planner, NULL))
+        return HD_OK;
+    return refuse_pair(&site->site, planner, editor,
+                       "its proxies have one score for all the keys they stand for, and the other "
+                       "changes scores pair by pair; use \"rest\": \"drop\", or part them by sites "
+                       "or steps");
+}
+
 static hd_status check_twins(const run_site *site, const run_processor *a, const run_processor *b,
                              const hd_rows *rows)
 {
@@ -83,6 +96,7 @@ hd_status hd_run_check_chain(const run_site *site, const hd_rows *rows)
             if (i < j) HD_TRY(check_twins(site, a, b, rows));
             HD_TRY(check_movers(site, i, j, rows));
             if (b->class->plan) HD_TRY(check_edited_plan(site, a, b, rows));
+            if (b->class->plan) HD_TRY(check_proxies(site, a, b));
             // the map's kernel serves the whole call
             if (a->class->map && b->class->plan && hd_run_meet(a, b, NULL))
                 return refuse_pair(&site->site, b, a,

@@ -295,6 +295,22 @@ static hd_status check_numbers(const hd_plan *p, int64_t heads, int64_t queries,
     return sdpa_boxes(p) || p->window ? check_grid_numbers(p, keys) : HD_OK;
 }
 
+static hd_status check_proxy(const char *what, const hd_plan *p, const int32_t *rank)
+{
+    for (int64_t o = 0; rank && o < (p->orders > 1 ? p->orders : 1); o++)
+        for (int64_t t = 0; t < p->key_tiles; t++) {
+            const int64_t first = hd_plan_key_start(p, t), end = hd_plan_key_start(p, t + 1);
+            const int64_t at = rank[o * p->key_tiles + t];
+            if (at < first || at >= end)
+                return hd_fail(HD_ERR_ARGUMENT,
+                               "sdpa: the %s of rank %lld stands for key tile %lld of the plan, "
+                               "which has ranks %lld to %lld",
+                               what, (long long)at, (long long)t, (long long)first,
+                               (long long)end - 1);
+        }
+    return HD_OK;
+}
+
 hd_status hd_plan_check(const hd_plan *p, int64_t heads, int64_t queries, int64_t keys)
 {
     HD_TRY(check_numbers(p, heads, queries, keys));
@@ -304,6 +320,8 @@ hd_status hd_plan_check(const hd_plan *p, int64_t heads, int64_t queries, int64_
     HD_TRY(check_order("query", p->query_order, p->orders, queries));
     HD_TRY(check_order("key", p->key_order, p->orders, keys));
     if (sdpa_boxes(p) || p->window) HD_TRY(check_grid(p, queries, keys));
+    if (sdpa_proxies(p)) HD_TRY(check_proxy("key", p, p->proxy.key));
+    if (sdpa_proxies(p)) HD_TRY(check_proxy("value", p, p->proxy.value));
     return p->row_start ? check_list(p, heads) : HD_OK;
 }
 
@@ -313,12 +331,11 @@ static hd_status check_plan(const hd_sdpa *a, int64_t row)
         if (a->plan[b] == a->plan[row]) return HD_OK;
     const hd_plan *p = a->plan[row];
     HD_TRY(hd_plan_check(p, a->q.dim[2], a->q.dim[1], a->k.dim[1]));
-    if (sdpa_proxies(p) && (hd_tensor_given(a->bias) || hd_tensor_given(a->mask) || a->causal ||
-                            a->segments || hd_tensor_given(a->column_bias)))
+    if (sdpa_proxies(p) && (hd_tensor_given(a->bias) || a->segments))
         return hd_fail(
             HD_ERR_UNSUPPORTED,
-            "sdpa: proxies stand for whole tiles: a call with biases, masks, segments or "
-            "causality cannot have them; use \"rest\": \"drop\"");
+            "sdpa: a proxy has one score for all of its keys: a call whose queries have "
+            "biases of their own, or segments, cannot have them; use \"rest\": \"drop\"");
     return HD_OK;
 }
 

@@ -36,10 +36,10 @@ typedef struct sdpa_row {
     int32_t *tile;                  // [key_tiles + 1] first positions; NULL: multiples
     int32_t *token;                 // [orders][positions]; -1: none
     sdpa_place *place;              // [grid tokens]; NULL: not asked for
-    float *proxy_bias;              // [orders][key_tiles] log 2 of their keys; NULL: no proxies
-    float *packed;                  // [packs][pack_floats]
-    float *measured; // [key heads][D + Dv] what int8 codes are made with; NULL: no int8
-    int64_t units;   // of a panel of values
+    float *proxy_bias; // [packs][key_tiles] added to their scores, in units of log 2; NULL: none
+    float *packed;     // [packs][pack_floats]
+    float *measured;   // [key heads][D + Dv] what int8 codes are made with; NULL: no int8
+    int64_t units;     // of a panel of values
     int64_t key_floats, pack_floats; // of a pack: its keys, all of it
 } sdpa_row;
 
@@ -49,14 +49,14 @@ typedef struct sdpa_run {
     hd_sdpa_kernel mixed;         // `kernel`, where the two products have different numbers
     sdpa_row *row;                // [rows]
     int64_t rows, heads, key_heads, queries, keys, dim, value_dim, indicators;
-    int64_t item_queries;              // at most, per item of work
-    int64_t items;                     // of all rows
-    int64_t step;                      // keys of a step
-    int64_t axis_words;                // words of a block's window tables
-    bool edited;                       // the scores of every step are edited
-    bool proxies;                      // of some row
-    int64_t pack_chunks, proxy_chunks; // of the longest row
-    char *scratch;                     // one per thread
+    int64_t item_queries; // at most, per item of work
+    int64_t items;        // of all rows
+    int64_t step;         // keys of a step
+    int64_t axis_words;   // words of a block's window tables
+    bool edited;          // the scores of every step are edited
+    bool proxies;         // of some row
+    int64_t pack_chunks;  // of the longest row
+    char *scratch;        // one per thread
     size_t scratch_bytes;
     atomic_int_fast64_t visited;
 } sdpa_run;
@@ -69,6 +69,7 @@ typedef struct sdpa_block {
     uint64_t all;            // a bit for every query
     int32_t lowest, highest; // of the tokens
     int64_t in_tile;         // of lane 0
+    bool proxies;            // what the step holds
     uint64_t *axis[3];       // [grid axis]: the queries whose window holds the coordinate
     uint64_t *segment;       // [256]: the queries of that label; NULL: the plan has none
 } sdpa_block;
@@ -87,7 +88,17 @@ HD_CHECKED hd_status sdpa_pack_keys(hd_pool *pool, sdpa_run *run);
 HD_CHECKED hd_status sdpa_take_measured(const hd_exec *ex, const sdpa_run *run, sdpa_row *row);
 HD_CHECKED hd_status sdpa_measure(hd_pool *pool, sdpa_run *run);
 hd_sdpa_head sdpa_head(const sdpa_run *run, int64_t row, int64_t head);
-size_t sdpa_proxy_bytes(const sdpa_run *run); // scratch of one thread that packs proxies
+
+/* sdpa_proxy.c: what stands for tiles. Scratch of one thread that packs proxies; all of them,
+ * behind the keys. */
+size_t sdpa_proxy_bytes(const sdpa_run *run);
+HD_CHECKED hd_status sdpa_pack_proxies(hd_pool *pool, sdpa_run *run);
+/* The queries of `seen` that may see every key of a tile, by causality and mask. */
+uint64_t sdpa_proxy_seen(const sdpa_run *run, const sdpa_row *row, const hd_sdpa_head *head,
+                         const sdpa_block *block, int64_t tile, uint64_t seen);
+/* Adds the second-order term to the scores of a step of proxies, which are edited already. */
+void sdpa_proxy_spread(const sdpa_run *run, const sdpa_row *row, const hd_sdpa_head *head,
+                       sdpa_block *block);
 
 /* sdpa_visit.c: scratch of one thread for the blocks of an item; the queries of ranks first .. end
  * - 1, of one query tile, through everything they see. Returns the entries visited. */
@@ -137,6 +148,15 @@ static inline int64_t sdpa_key_floats(const sdpa_run *run)
 static inline bool sdpa_proxies(const hd_plan *plan)
 {
     return plan->rest == HD_REST_PROXY && plan->row_start;
+}
+
+/* Whether heads that share their keys have proxies of their own. */
+static inline bool sdpa_own_proxies(const sdpa_run *run, const hd_plan *plan)
+{
+    const hd_tensor *bias = &run->a->column_bias;
+    if (!sdpa_proxies(plan)) return false;
+    if (plan->orders > 1 && (plan->proxy.key || plan->proxy.value)) return true;
+    return hd_tensor_given(*bias) && bias->dim[1] > 1;
 }
 
 static inline int64_t sdpa_tile_position(const sdpa_row *row, int64_t tile, int64_t unit)

@@ -2,9 +2,7 @@
  * each one goes, and the packing.
  *
  * Positions are laid out from the plan's numbers alone, not from its lists: on the dry pass those
- * need not exist yet. Proxies (kernels/cpu/sdpa.h knows nothing of them) are the mean key and value
- * of each tile, summed in f32, rounded to the call's type, packed as further keys. */
-#include <math.h>
+ * need not exist yet. What stands for tiles is packed behind them (sdpa_proxy.c). */
 #include <string.h>
 
 #include "engine/arena.h"
@@ -25,7 +23,7 @@ void sdpa_lay_out_keys(const sdpa_run *run, sdpa_row *row)
     const hd_plan *plan = row->plan;
     const int64_t unit = run->kernel->unit;
     row->orders = plan->key_order && plan->orders > 1 ? run->heads : 1;
-    row->packs = row->orders > 1 ? run->heads : run->key_heads;
+    row->packs = row->orders > 1 || sdpa_own_proxies(run, plan) ? run->heads : run->key_heads;
     if (sdpa_boxes(plan)) {
         row->line = units_of(run, plan->grid[2]) * unit;
         row->tail = plan->grid[0] * plan->grid[1] * row->line;
@@ -63,7 +61,7 @@ hd_status sdpa_take_keys(const hd_exec *ex, const sdpa_run *run, sdpa_row *row)
         fits = take(ex, &row->tile, plan->key_tiles + 1, sizeof *row->tile);
     if (fits && plan->window) fits = take(ex, &row->place, grid_tokens(plan), sizeof *row->place);
     if (fits && sdpa_proxies(plan))
-        fits = take(ex, &row->proxy_bias, row->orders * plan->key_tiles, sizeof *row->proxy_bias);
+        fits = take(ex, &row->proxy_bias, row->packs * plan->key_tiles, sizeof *row->proxy_bias);
     return fits ? HD_OK : sdpa_arena_full(run);
 }
 
@@ -179,13 +177,8 @@ static void list_tiles(const sdpa_run *run, const sdpa_row *row, int64_t order, 
     const hd_plan *plan = row->plan;
     for (int64_t t = 0; t < plan->key_tiles; t++) {
         const int64_t first = hd_plan_key_start(plan, t), end = hd_plan_key_start(plan, t + 1);
-        int32_t *to = token + sdpa_tile_position(row, t, run->kernel->unit);
-        list_ranks(run, row, order, first, end, to);
-        if (!row->proxy_bias) continue;
-        int64_t count = 0;
-        for (int64_t i = 0; i < end - first; i++)
-            count += to[i] >= 0;
-        row->proxy_bias[order * plan->key_tiles + t] = log2f((float)count); // log 0 = -inf
+        list_ranks(run, row, order, first, end,
+                   token + sdpa_tile_position(row, t, run->kernel->unit));
     }
 }
 
@@ -274,84 +267,6 @@ static hd_status pack_item(void *arg, int64_t item, int thread)
     return HD_OK;
 }
 
-// The mean of some tokens' `channels` channels, to `to` in the call's type.
-static void mean_of(const void *data, hd_dtype dtype, int64_t stride, int64_t channels,
-                    const int32_t *token, int64_t count, float *sum, void *to)
-{
-    int64_t met = 0;
-    for (int64_t d = 0; d < channels; d++)
-        sum[d] = 0.0f;
-    for (int64_t i = 0; i < count; i++) {
-        if (token[i] < 0) continue;
-        met++;
-        const int64_t at = token[i] * stride;
-        if (dtype == HD_BF16)
-            for (int64_t d = 0; d < channels; d++)
-                sum[d] += hd_bf16_to_f32(((const hd_bf16 *)data)[at + d]);
-        else
-            for (int64_t d = 0; d < channels; d++)
-                sum[d] += ((const float *)data)[at + d];
-    }
-    const float share = 1.0f / (float)(met > 0 ? met : 1);
-    for (int64_t d = 0; d < channels; d++) {
-        if (dtype == HD_BF16)
-            ((hd_bf16 *)to)[d] = hd_bf16_from_f32(sum[d] * share);
-        else
-            ((float *)to)[d] = sum[d] * share;
-    }
-}
-
-enum { PROXY_TILES = 32 }; // of an item
-
-static int64_t mean_floats(const sdpa_run *run)
-{
-    return run->dim + run->value_dim + run->indicators;
-}
-
-size_t sdpa_proxy_bytes(const sdpa_run *run)
-{
-    return (size_t)((PROXY_TILES + 1) * mean_floats(run)) * sizeof(float);
-}
-
-// Item: the proxies of some tiles of one pack of one row.
-static hd_status proxy_item(void *arg, int64_t item, int thread)
-{
-    const sdpa_run *run = arg;
-    const int64_t chunk = item % run->proxy_chunks, pack = item / run->proxy_chunks % run->heads;
-    const sdpa_row *row = &run->row[item / run->proxy_chunks / run->heads];
-    const hd_plan *plan = row->plan;
-    const int64_t first = chunk * PROXY_TILES;
-    if (pack >= row->packs || !sdpa_proxies(plan) || first >= plan->key_tiles) return HD_OK;
-    const int64_t head = pack * (run->heads / row->packs);
-    const int64_t count = sdpa_smaller(plan->key_tiles - first, PROXY_TILES);
-    const int32_t *token = row->token + (row->orders > 1 ? pack : 0) * row->positions;
-    hd_sdpa_head h = sdpa_head(run, row - run->row, head), mean = h;
-    float *sum = (float *)(run->scratch + run->scratch_bytes * (size_t)thread);
-    float *k = sum + mean_floats(run), *v = k + PROXY_TILES * h.dim;
-    float *e = v + PROXY_TILES * h.value_dim;
-    int32_t number[PROXY_TILES];
-    const size_t size = hd_dtype_size(h.dtype);
-    for (int64_t i = 0; i < count; i++) {
-        const int32_t *of = token + sdpa_tile_position(row, first + i, run->kernel->unit);
-        const int64_t keys =
-            hd_plan_key_start(plan, first + i + 1) - hd_plan_key_start(plan, first + i);
-        number[i] = (int32_t)i;
-        mean_of(h.k, h.dtype, h.k_stride, h.dim, of, keys, sum,
-                (char *)k + (size_t)(i * h.dim) * size);
-        mean_of(h.v, h.dtype, h.v_stride, h.value_dim, of, keys, sum,
-                (char *)v + (size_t)(i * h.value_dim) * size);
-        if (h.indicators)
-            mean_of(h.indicator, HD_F32, h.indicator_stride, h.indicators, of, keys, sum,
-                    e + i * h.indicators);
-    }
-    mean.k = k, mean.v = v, mean.indicator = e;
-    mean.k_stride = h.dim, mean.v_stride = h.value_dim, mean.indicator_stride = h.indicators;
-    const hd_sdpa_packed to = sdpa_packed(run, row, head);
-    run->kernel->pack_keys(&mean, number, row->proxy + first, count, &to);
-    run->kernel->pack_values(&mean, number, row->proxy + first, count, &to);
-    return HD_OK;
-}
-
 hd_status sdpa_pack_keys(hd_pool *pool, sdpa_run *run)
 {
     for (int64_t b = 0; b < run->rows; b++) {
@@ -359,12 +274,9 @@ hd_status sdpa_pack_keys(hd_pool *pool, sdpa_run *run)
         if (row->tile) list_starts(run, row);
         if (row->place) list_places(row->plan, row->place);
         run->pack_chunks = sdpa_larger(run->pack_chunks, sdpa_parts(row->proxy, HD_SDPA_STEP));
-        if (sdpa_proxies(row->plan))
-            run->proxy_chunks =
-                sdpa_larger(run->proxy_chunks, sdpa_parts(row->plan->key_tiles, PROXY_TILES));
     }
     const int64_t packs = run->rows * run->heads;
     HD_TRY(hd_parallel_for(pool, packs, list_item, run));
     HD_TRY(hd_parallel_for(pool, packs * run->pack_chunks, pack_item, run));
-    return hd_parallel_for(pool, packs * run->proxy_chunks, proxy_item, run);
+    return sdpa_pack_proxies(pool, run);
 }

@@ -7,6 +7,7 @@
  * of a column mask all or nothing. Stretches that no query of the block sees are never computed.
  *
  * What a block meets, and in which steps, follows from the plan and its own queries alone. */
+#include <math.h>
 #include <string.h>
 
 #include "engine/ops/sdpa_internal.h"
@@ -137,6 +138,7 @@ static void begin_block(const walk *w, sdpa_block *b, char *bytes, float *scores
     b->step.count = b->step.spans = 0;
     b->step.masked = false, b->step.edited = run->edited;
     b->segment = NULL;
+    b->proxies = false;
     fill_tokens(w, b, first);
     if (listed && w->row->plan->window) fill_axes(w, b, words + LABELS);
     if (listed && w->row->plan->query_segment) fill_segments(w, b, first, words);
@@ -166,6 +168,7 @@ static void flush(const walk *w, sdpa_block *b)
     if (b->step.count == 0) return;
     kernel->scores(&b->kernel, &b->step);
     if (b->step.edited) kernel->edit(&b->kernel, &b->step);
+    if (b->proxies && w->row->plan->proxy.variance) sdpa_proxy_spread(w->run, w->row, w->head, b);
     kernel->softmax(&b->kernel, &b->step);
     kernel->accumulate(&b->kernel, &b->step);
     b->step.count = b->step.spans = 0;
@@ -431,12 +434,15 @@ static int64_t offer_proxies(const walk *w, sdpa_block *b, hd_visits visits, int
                              int64_t first, int64_t count)
 {
     uint64_t words[HD_SDPA_MAX_UNIT + HD_SDPA_STEP], *word = words + HD_SDPA_MAX_UNIT;
-    const int64_t order = w->row->orders > 1 ? w->head->number : 0;
-    const float *bias = w->row->proxy_bias + order * w->row->plan->key_tiles + first;
+    const sdpa_row *row = w->row;
+    const int64_t pack = w->head->number / (w->run->heads / row->packs);
+    const float *bias = row->proxy_bias + pack * row->plan->key_tiles + first;
     for (int64_t i = 0; i < count; i++)
-        word[i] = bias[i] >= 0.0f ? b->all : 0; // of a tile without keys it is -inf
+        word[i] = bias[i] > -INFINITY ? b->all : 0; // of a tile without keys
     for (; at < visits.count && visits.entry[at].key < first + count; at++)
         word[visits.entry[at].key - first] &= ~row_word(w, b, visits.entry[at].mask);
+    for (int64_t i = 0; i < count && (w->head->causal || w->head->mask); i++)
+        word[i] = sdpa_proxy_seen(w->run, row, w->head, b, first + i, word[i]);
     const piece p = {.position = w->row->proxy + first, .count = count, .bias = bias};
     append_seen(w, b, &p, word);
     return at;
@@ -448,7 +454,7 @@ static void offer_rest(const walk *w, int64_t query_tile)
     const int64_t tiles = w->row->plan->key_tiles, step = w->run->step;
     for (sdpa_block *b = w->block; b < w->block + w->blocks; b++) {
         flush(w, b);
-        b->step.edited = true;
+        b->step.edited = b->proxies = true;
         int64_t at = 0;
         for (int64_t t = 0; t < tiles; t += step)
             at = offer_proxies(w, b, visits, at, t, sdpa_smaller(tiles - t, step));

@@ -490,7 +490,7 @@ static void tile_accumulate(hd_sdpa_block *b, const hd_sdpa_step *step)
         TILE_FOR_VECTORS(b->vectors, tile_value_panels, b, step, h->value_dim, h->indicators);
 }
 
-// n elements of a query's row of a dense bias or mask, gathered; what has no token is 0.
+// n elements of a query's row of a dense bias or mask, gathered; what has no token is 0, and seen.
 LANES_INLINE lanes tile_gather(const float *bias, const int32_t *token, int n)
 {
     float x[LANES] = {0.0f};
@@ -503,7 +503,7 @@ LANES_INLINE lanes_mask tile_gather_mask(const uint8_t *mask, const int32_t *tok
 {
     uint8_t x[LANES] = {0};
     for (int i = 0; i < n; i++)
-        if (token[i] >= 0) x[i] = mask[token[i]];
+        x[i] = token[i] < 0 || mask[token[i]];
     return lanes_bytes_n(x, LANES);
 }
 

@@ -136,31 +136,79 @@ static void see_box(const query *q, hd_visit entry)
             }
 }
 
-static int64_t present(const query *q, int64_t tile)
+// How much a key counts in what stands for its tile.
+static double weight_of(const hd_sdpa_head *h, int64_t j)
 {
-    const hd_sdpa_head *h = q->h;
-    int64_t count = 0;
-    for (int64_t r = hd_plan_key_start(h->plan, tile); r < hd_plan_key_start(h->plan, tile + 1);
-         r++)
-        count += hd_plan_key_token(h->plan, h->all_keys, h->number, r) < h->keys;
-    return count;
+    return h->column_bias ? exp((double)h->column_bias[j]) : 1.0;
 }
 
-// The mean of a tile's keys, or (channels > 0) of their value channels, into q->mean.
-static void mean_of_tile(const query *q, int64_t tile, int64_t channels)
+/* The keys of a tile that a row has. */
+typedef struct tile_sum {
+    int64_t met;
+    double weight; // of all of them
+    bool allowed;  // the query may see every one
+} tile_sum;
+
+static tile_sum sum_tile(const query *q, int64_t tile)
 {
     const hd_sdpa_head *h = q->h;
-    const double share = 1.0 / (double)present(q, tile);
-    const int64_t width = channels > 0 ? channels : h->dim;
-    for (int64_t d = 0; d < width; d++)
-        q->mean[d] = 0.0;
+    tile_sum sum = {.allowed = true};
     for (int64_t r = hd_plan_key_start(h->plan, tile); r < hd_plan_key_start(h->plan, tile + 1);
          r++) {
         const int64_t j = hd_plan_key_token(h->plan, h->all_keys, h->number, r);
-        for (int64_t d = 0; d < width && j < h->keys; d++)
-            q->mean[d] += share * (channels > 0 ? value_of(h, j, d)
-                                                : element(h->k, h->dtype, j * h->k_stride + d));
+        if (j >= h->keys) continue;
+        sum.met++;
+        sum.weight += weight_of(h, j);
+        if (h->causal && j > q->token) sum.allowed = false;
+        if (h->mask && !h->mask[q->token * h->mask_stride + j]) sum.allowed = false;
     }
+    return sum;
+}
+
+// Channel d of a key, or (channels > 0) of its value.
+static double part_of(const hd_sdpa_head *h, int64_t j, int64_t d, int64_t channels)
+{
+    return channels > 0 ? value_of(h, j, d) : element(h->k, h->dtype, j * h->k_stride + d);
+}
+
+// What stands for a tile's keys, or (channels > 0) for their value channels, into q->mean.
+static void mean_of_tile(const query *q, int64_t tile, int64_t channels)
+{
+    const hd_sdpa_head *h = q->h;
+    const hd_plan *plan = h->plan;
+    const int32_t *chosen = channels > 0 ? plan->proxy.value : plan->proxy.key;
+    const int64_t width = channels > 0 ? channels : h->dim;
+    int64_t only = -1;
+    if (chosen) {
+        const int64_t order = plan->orders > 1 ? h->number : 0;
+        only =
+            hd_plan_key_token(plan, h->all_keys, h->number, chosen[order * plan->key_tiles + tile]);
+        if (only >= h->keys) only = -1;
+    }
+    const double share = 1.0 / sum_tile(q, tile).weight;
+    for (int64_t d = 0; d < width; d++)
+        q->mean[d] = only < 0 ? 0.0 : part_of(h, only, d, channels);
+    for (int64_t r = hd_plan_key_start(plan, tile);
+         only < 0 && r < hd_plan_key_start(plan, tile + 1); r++) {
+        const int64_t j = hd_plan_key_token(plan, h->all_keys, h->number, r);
+        for (int64_t d = 0; d < width && j < h->keys; d++)
+            q->mean[d] += share * weight_of(h, j) * part_of(h, j, d, channels);
+    }
+}
+
+// The second-order term of a tile's part of the softmax.
+static double spread(const query *q, int64_t tile)
+{
+    const hd_sdpa_head *h = q->h;
+    const hd_plan_proxy *form = &h->plan->proxy;
+    double term = 0.0;
+    if (!form->variance) return 0.0;
+    const float *variance = form->variance + (h->number * h->plan->key_tiles + tile) * h->dim;
+    for (int64_t d = 0; d < h->dim; d++) {
+        const double x = scale_of(q) * element(h->q, h->dtype, q->token * h->q_stride + d);
+        term += 0.5 * x * x * (double)variance[d];
+    }
+    return term < (double)form->clip ? term : (double)form->clip;
 }
 
 // The scores of the proxies of all tiles but those that the query visits.
@@ -173,12 +221,14 @@ static void see_proxies(const query *q, hd_visits visits)
         bool visited = false;
         for (; at < visits.count && visits.entry[at].key <= t; at++)
             visited = row_sees(q, visits.entry[at].mask);
-        if (visited || present(q, t) == 0) continue;
+        const tile_sum sum = sum_tile(q, t);
+        if (visited || sum.weight == 0.0 || !sum.allowed) continue;
         mean_of_tile(q, t, 0);
         double dot = h->key_mean ? hd_sdpa_reference_int8_dot(h, q->token, 0, q->mean) : 0.0;
         for (int64_t d = 0; !h->key_mean && d < h->dim; d++)
             dot += element(h->q, h->dtype, q->token * h->q_stride + d) * q->mean[d];
-        q->proxy[t] = scale_of(q) * dot + log((double)present(q, t));
+        q->proxy[t] = scale_of(q) * dot + log(sum.weight) + spread(q, t);
+        if (h->plan->proxy.uncounted) q->proxy[t] -= log((double)sum.met);
     }
 }
 

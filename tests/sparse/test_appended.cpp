@@ -137,36 +137,13 @@ PlanMeaning with_appended(const PlanMeaning &own, bool seen)
     return m;
 }
 
-std::vector<float> run(PlanInput &in, const hd_processor_list *list, const std::string &json,
-                       int64_t step, Values &out)
-{
-    TestRun attention(list, json);
-    REQUIRE_OK(attention.status);
-    in.forward.run = attention.run;
-    in.forward.step.index = step;
-    in.call.out = out.t;
-    Run dry(hd_cpu_features(), 2);
-    hd_arena_free(dry.exec.arena);
-    REQUIRE_OK(hd_arena_create_measuring(&dry.exec.arena));
-    dry.exec.recording = true;
-    REQUIRE_OK(hd_attention(&dry, &in.call));
-    Run real(hd_cpu_features(), 2, hd_arena_peak_bytes(dry.exec.arena));
-    REQUIRE_OK(hd_attention(&real, &in.call));
-    in.forward.run = nullptr;
-    std::vector<float> numbers;
-    for (int64_t i = 0; i < out.count(); i++)
-        numbers.push_back((float)out.at(i));
-    return numbers;
-}
-
-double error_of(const PlanInput &in, const std::vector<float> &numbers,
+double error_of(const PlanInput &in, const std::vector<double> &numbers,
                 const std::vector<double> &truth, int64_t b, int64_t h)
 {
     double worst = 0;
     for (int64_t i = 0; i < in.tokens; i++)
         for (int64_t d = 0; d < in.dim; d++) {
-            const double x =
-                (double)numbers[(size_t)(((b * in.tokens + i) * in.heads + h) * in.dim + d)];
+            const double x = numbers[(size_t)(((b * in.tokens + i) * in.heads + h) * in.dim + d)];
             worst = std::fmax(worst, std::fabs(x - truth[(size_t)(i * in.dim + d)]));
         }
     return worst;
@@ -190,12 +167,11 @@ TEST_CASE("accelerators: appended keys are dense beside the plan", "[sparse][app
     const hd_processor_list list = {2, both};
     // the accelerator stands first: it still plans for keys appended after it. Only "cond" has
     // them, and only in the run's second half.
-    const std::string text = std::string(R"({"processors": [{"use": ")") + c.kind->name + "\", " +
-                             json + c.engine +
-                             R"(}, {"use": "appends", "branches": ["cond"], "steps": [0.5, 1]}]})";
-    Values out(HD_F32, hd_tensor_shape(in.q.t)), before(HD_F32, hd_tensor_shape(in.q.t));
-    const std::vector<float> numbers = run(in, &list, text, 7, out);
-    const std::vector<float> early = run(in, &list, text, 2, before);
+    const std::string text = std::string(R"([{"use": ")") + c.kind->name + "\", " + json +
+                             c.engine +
+                             R"(}, {"use": "appends", "branches": ["cond"], "steps": [0.5, 1]}])";
+    const std::vector<double> numbers = attention_by(in, &list, text, 7);
+    const std::vector<double> early = attention_by(in, &list, text, 2);
 
     Run ex;
     const hd_plan_rest rest = c.engine[0] ? HD_REST_PROXY : c.kind->rest;

@@ -1,11 +1,14 @@
 #include "support/planning.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <stdexcept>
 
+#include "engine/attention/run.h"
 #include "support/catch.h"
+#include "support/run.h"
 
 PlanInput::PlanInput(const Shape &s)
     : rows(s.rows), heads(s.heads), dim(s.dim),
@@ -151,6 +154,33 @@ PlanMeaning Planning::meaning(const hd_exec *ex, int64_t row, int64_t head, int6
     return plan_meaning(*p, head, input_.tokens, input_.tokens);
 }
 
+std::vector<double> attention_by(PlanInput &in, const hd_processor_list *list,
+                                 const std::string &processors, int64_t step)
+{
+    hd_json_doc *doc = nullptr;
+    hd_attention_run *attention = nullptr;
+    REQUIRE_OK(hd_json_parse(&doc, "test.json", processors.data(), processors.size()));
+    REQUIRE_OK(hd_attention_run_create(&attention, list, hd_json_root(doc), 10));
+    Values out(in.dtype, hd_tensor_shape(in.q.t));
+    in.forward.run = attention;
+    in.forward.step.index = step;
+    in.call.out = out.t;
+    Run dry(hd_cpu_features(), 2);
+    hd_arena_free(dry.exec.arena);
+    REQUIRE_OK(hd_arena_create_measuring(&dry.exec.arena));
+    dry.exec.recording = true;
+    REQUIRE_OK(hd_attention(&dry, &in.call));
+    Run real(hd_cpu_features(), 2, hd_arena_peak_bytes(dry.exec.arena));
+    REQUIRE_OK(hd_attention(&real, &in.call));
+    hd_attention_run_free(attention);
+    hd_json_free(doc);
+    in.forward.run = nullptr;
+    std::vector<double> numbers;
+    for (int64_t i = 0; i < out.count(); i++)
+        numbers.push_back(out.at(i));
+    return numbers;
+}
+
 namespace
 {
 
@@ -176,6 +206,19 @@ struct Head {
         for (int64_t d = 0; d < dim; d++)
             dot += a[d] * key[d];
         return dot * scale;
+    }
+    // half the variance of the scores of some keys, channel by channel
+    double spread(int64_t query, const std::vector<int64_t> &of) const
+    {
+        const std::vector<double> middle = mean(k, of);
+        double sum = 0;
+        for (int64_t t : of)
+            for (int64_t d = 0; d < dim; d++) {
+                const double apart = k[(size_t)(t * dim + d)] - middle[(size_t)d];
+                const double by = scale * q[(size_t)(query * dim + d)];
+                sum += 0.5 * by * by * apart * apart / (double)of.size();
+            }
+        return sum;
     }
     // the mean of some tokens of k or v
     std::vector<double> mean(const std::vector<double> &x, const std::vector<int64_t> &of) const
@@ -210,11 +253,12 @@ std::vector<double> attention_over(const PlanInput &in, const PlanMeaning &meani
     std::vector<std::vector<double>> k, v;
     std::vector<double> bias;
     for (size_t t = 0; t < meaning.tile_tokens.size(); t++) {
-        std::vector<int64_t> of = meaning.tile_tokens[t];
+        const std::vector<int64_t> all = meaning.tile_tokens[t];
+        std::vector<int64_t> of = all;
         bias.push_back(form.counted ? std::log((double)of.size()) : 0.0);
         if (!form.token.empty()) of = {form.token[t]};
         k.push_back(h.mean(h.k, of));
-        v.push_back(h.mean(h.v, of));
+        v.push_back(h.mean(h.v, form.value_too ? of : all));
     }
     for (int64_t i = 0; i < in.tokens; i++) {
         std::vector<const double *> value;
@@ -227,6 +271,8 @@ std::vector<double> attention_over(const PlanInput &in, const PlanMeaning &meani
         for (size_t t = 0; t < (size_t)meaning.tiles; t++) {
             if (!meaning.proxy[(size_t)(i * meaning.tiles) + t]) continue;
             weight.push_back(h.score(i, k[t].data()) + bias[t]);
+            if (form.clip > 0.0)
+                weight.back() += std::min(h.spread(i, meaning.tile_tokens[t]), form.clip);
             value.push_back(v[t].data());
         }
         softmax(weight);

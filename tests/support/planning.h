@@ -68,10 +68,17 @@ class Planning
     std::vector<std::unique_ptr<void, Free>> state_;
 };
 
+/* What the whole attention call gives with some processors (a JSON array, of 10 steps), [rows]
+ * [tokens][heads][dim]. Fails the test if they are refused. */
+std::vector<double> attention_by(PlanInput &input, const hd_processor_list *list,
+                                 const std::string &processors, int64_t step = 0);
+
 /* What stands for a tile that is not seen. */
 struct ProxyForm {
     bool counted = true;        // ln(tokens) is added to its score
     std::vector<int64_t> token; // [tiles]: a token of it; empty: the mean
+    bool value_too = true;      // the token's value, too; else the mean
+    double clip = 0.0;          // most that half the variance of the scores adds
 };
 
 /* Attention over a meaning, [tokens][dim]: keys that are seen and, where the meaning has proxies,

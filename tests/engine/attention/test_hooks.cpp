@@ -571,6 +571,9 @@ TEST_CASE("hooks: what does not go together is refused before step 0, both named
                         "the map"},
         {"merges|forms", "processors[1] (forms)"},
         {"merges|probes", "and it probes keys by their places"},
+        {"{\"use\": \"diagonal\", \"rest\": \"proxy\"}|forms",
+         "processors[0] (diagonal) cannot act at unet:mid.attn.0 self together with processors[1] "
+         "(forms): its proxies have one score for all the keys they stand for"},
         {"diagonal|merges", "its plan needs the tokens in their places"},
         {"merges|edits", "let it stand before the other"},
         {"merges|merges2", "only one processor can move the tokens"},

@@ -151,6 +151,8 @@ struct OwnedPlan {
     std::vector<uint8_t> query_segment, key_segment;
     std::vector<uint64_t> row_mask, column_mask;
     std::vector<hd_plan_axis> window;
+    std::vector<int32_t> proxy_key, proxy_value;
+    std::vector<float> proxy_variance;
 
     template <typename T> static const T *list(const std::vector<T> &v)
     {
@@ -163,6 +165,8 @@ struct OwnedPlan {
         p.row_start = list(row_start), p.visit = visit.data();
         p.query_segment = list(query_segment), p.key_segment = list(key_segment);
         p.row_mask = list(row_mask), p.column_mask = list(column_mask);
+        p.proxy.key = list(proxy_key), p.proxy.value = list(proxy_value);
+        p.proxy.variance = list(proxy_variance);
         window.clear();
         for (size_t i = 0; i < dilation.size(); i++)
             window.push_back({dilation[i], list(start[i]), list(end[i])});
@@ -317,6 +321,12 @@ struct Call {
                (row_scale.empty() ? 1.0 : (double)row_scale[(size_t)(b * n.lq + i)]);
     }
 
+    double column_of(int64_t b, int64_t h, int64_t j) const
+    {
+        const int64_t head = b * column_heads + (column_heads > 1 ? h : 0);
+        return (double)column_bias[(size_t)(head * n.lk + j)];
+    }
+
     double score(int64_t b, int64_t h, int64_t i, int64_t j) const
     {
         double dot = 0.0;
@@ -324,9 +334,7 @@ struct Call {
             dot += q.at(b, i, h, d) * k.at(b, j, h / (n.h / n.hk), d);
         double s = dot * scale_of(b, i);
         if (!bias.empty()) s += (double)bias[(size_t)broadcast(bias_shape, b, h, i, j)];
-        if (!column_bias.empty())
-            s += (double)
-                column_bias[(size_t)((b * column_heads + (column_heads > 1 ? h : 0)) * n.lk + j)];
+        if (!column_bias.empty()) s += column_of(b, h, j);
         if (!segment_bias.empty()) s += (double)table(segment_bias, b, i, j);
         return s;
     }
@@ -360,20 +368,51 @@ struct Call {
         for (int64_t t = 0; m && t < m->tiles; t++) {
             if (!m->proxy[(size_t)(i * m->tiles + t)]) continue;
             Summand s{0.0, std::vector<double>((size_t)channels)};
-            double count = 0.0, dot = 0.0;
-            for (int64_t j : m->tile_tokens[(size_t)t])
-                count += allowed(b, h, i, j);
-            for (int64_t j : m->tile_tokens[(size_t)t]) {
-                if (!allowed(b, h, i, j)) continue;
-                for (int64_t d = 0; d < n.d; d++)
-                    dot += q.at(b, i, h, d) * k.at(b, j, h / (n.h / n.hk), d) / count;
-                for (int64_t d = 0; d < channels; d++)
-                    s.value[(size_t)d] += value_of(b, h, j, d) / count;
-            }
-            s.score = dot * scale_of(b, i) + std::log(count);
-            if (count > 0) list.push_back(s);
+            if (proxy_of(b, h, i, t, *m, s)) list.push_back(s);
         }
         return list;
+    }
+
+    // Tile t as one summand; false: nothing, or not for query i. Its keys may be -1's and biased.
+    bool proxy_of(int64_t b, int64_t h, int64_t i, int64_t t, const PlanMeaning &m,
+                  Summand &s) const
+    {
+        const hd_plan &plan = owned[std::min((size_t)b, owned.size() - 1)].p;
+        const int64_t at = (plan.orders > 1 ? h : 0) * plan.key_tiles + t;
+        std::vector<int64_t> there;
+        std::vector<double> weight;
+        double all = 0.0, dot = 0.0, spread = 0.0;
+        for (int64_t j : m.tile_tokens[(size_t)t]) {
+            if (!key_len.empty() && j >= key_len[(size_t)b]) continue;
+            if (!allowed(b, h, i, j)) return false;
+            there.push_back(j);
+            weight.push_back(column_bias.empty() ? 1.0 : std::exp(column_of(b, h, j)));
+            all += weight.back();
+        }
+        if (all == 0.0) return false;
+        // the token of a rank that was chosen, or -1
+        auto chosen = [&](const int32_t *rank) {
+            if (!rank) return (int64_t)-1;
+            const int64_t first = hd_plan_key_start(&plan, t);
+            const int64_t j = m.tile_tokens[(size_t)t][(size_t)(rank[at] - first)];
+            return std::count(there.begin(), there.end(), j) ? j : -1;
+        };
+        const int64_t key = chosen(plan.proxy.key), value = chosen(plan.proxy.value);
+        for (size_t x = 0; x < there.size(); x++) {
+            const int64_t j = there[x];
+            const double by_key = key < 0 ? weight[x] / all : j == key;
+            const double by_value = value < 0 ? weight[x] / all : j == value;
+            for (int64_t d = 0; d < n.d; d++)
+                dot += q.at(b, i, h, d) * k.at(b, j, h / (n.h / n.hk), d) * by_key;
+            for (size_t d = 0; d < s.value.size(); d++)
+                s.value[d] += value_of(b, h, j, (int64_t)d) * by_value;
+        }
+        for (int64_t d = 0; plan.proxy.variance && d < n.d; d++)
+            spread += 0.5 * std::pow(scale_of(b, i) * q.at(b, i, h, d), 2) *
+                      (double)plan.proxy.variance[(h * plan.key_tiles + t) * n.d + d];
+        s.score = dot * scale_of(b, i) + std::log(all) + std::min(spread, (double)plan.proxy.clip) -
+                  (plan.proxy.uncounted ? std::log((double)there.size()) : 0.0);
+        return true;
     }
 
     // What a call should give, by two passes in f64; NaN where nothing is to be written.

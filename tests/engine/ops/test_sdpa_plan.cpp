@@ -217,6 +217,26 @@ void add_edits(Call &c, std::mt19937_64 &rng)
     if (rng() % 4 == 0) c.add_segments(rng, rng() % 2, rng() % 2);
 }
 
+// What stands for the tiles, of any form.
+void add_proxy_form(OwnedPlan &o, std::mt19937_64 &rng, const Sizes &n)
+{
+    o.get();
+    auto ranks = [&](std::vector<int32_t> &list) {
+        for (int64_t i = 0; i < o.p.orders * o.p.key_tiles; i++) {
+            const int64_t t = i % o.p.key_tiles, first = hd_plan_key_start(&o.p, t);
+            const int64_t length = hd_plan_key_start(&o.p, t + 1) - first;
+            list.push_back((int32_t)(first + (int64_t)(rng() % (uint64_t)length)));
+        }
+    };
+    if (rng() % 2) ranks(o.proxy_key);
+    if (rng() % 2) ranks(o.proxy_value);
+    o.p.proxy.uncounted = rng() % 2;
+    o.p.proxy.clip = (float)(rng() % 3);
+    if (rng() % 2)
+        for (float x : normal_values(n.h * o.p.key_tiles * n.d, rng()))
+            o.proxy_variance.push_back(x * x);
+}
+
 Call random_call(std::mt19937_64 &rng, uint64_t seed)
 {
     Sizes n;
@@ -319,6 +339,50 @@ TEST_CASE("sdpa: proxies stand for what a query does not visit", "[ops][sdpa][pl
         // the mean keys are rounded to the call's type
         check_everywhere(c, seed, c.n.dtype == HD_BF16 ? 2e-2 : 0.0);
     }
+}
+
+TEST_CASE("sdpa: proxies of every form, beside what the call adds to keys", "[ops][sdpa][plan]")
+{
+    for (uint64_t seed = 201; seed <= 270; seed++) {
+        std::mt19937_64 rng(seed);
+        Call c = random_call(rng, seed);
+        for (int64_t b = 0; b < c.n.b; b++) {
+            c.owned.push_back(random_tiles(rng, c.n, true));
+            add_proxy_form(c.owned.back(), rng, c.n);
+        }
+        if (rng() % 3 == 0) c.causal = true;
+        if (rng() % 3 == 0) {
+            auto some = [&](int64_t full) { return rng() % 2 ? full : 1; };
+            c.add_mask(hd_shape4(some(c.n.b), some(c.n.h), some(c.n.lq), c.n.lk), rng, 0.97);
+        }
+        if (rng() % 2) {
+            c.column_heads = rng() % 2 ? c.n.h : 1;
+            c.column_bias = normal_values(c.n.b * c.column_heads * c.n.lk, rng(), 3.0f);
+            for (float &x : c.column_bias)
+                if (rng() % 4 == 0) x = -infinity;
+        }
+        check_everywhere(c, seed, c.n.dtype == HD_BF16 ? 2e-2 : 0.0);
+    }
+}
+
+TEST_CASE("sdpa: proxies that stand for no tile of theirs are refused", "[ops][sdpa][plan]")
+{
+    std::mt19937_64 rng(1);
+    Call c({1, 32, 32, 1, 1, 4, 4, HD_F32}, 1);
+    OwnedPlan &o = c.add_plan(1, 8, 8, rng, 0.5);
+    o.p.rest = HD_REST_PROXY;
+    o.proxy_key = {0, 8, 24, 24};
+    Run run;
+    hd_sdpa a = c.args();
+    CHECK_FAILS(hd_sdpa_run(&run, &a), HD_ERR_ARGUMENT,
+                "the key of rank 24 stands for key tile 2 of the plan, which has ranks 16 to 23");
+    o.proxy_key.clear(), o.proxy_value = {0, 7, 16, 24};
+    a = c.args();
+    CHECK_FAILS(hd_sdpa_run(&run, &a), HD_ERR_ARGUMENT,
+                "the value of rank 7 stands for key tile 1");
+    o.p.rest = HD_REST_DROP; // nobody looks
+    a = c.args();
+    REQUIRE_OK(hd_sdpa_run(&run, &a));
 }
 
 TEST_CASE("sdpa: every pattern of twelve key tiles agrees with f64", "[ops][sdpa][plan]")
@@ -639,13 +703,18 @@ TEST_CASE("sdpa: boxes, windows and proxies that do not fit are refused", "[ops]
                 p.p.grid[0] = 1, p.p.key_ranks = 20, p.p.query_ranks = 30, p.visit[1].key = 5;
             });
 
-    Call causal = fresh;
-    causal.owned[0].p.box_extent[0] = 0, causal.owned[0].p.key_tile = 20;
-    causal.owned[0].p.key_tiles = 2, causal.owned[0].visit[1].key = 1;
-    causal.owned[0].p.rest = HD_REST_PROXY;
-    causal.causal = true;
-    hd_sdpa a = causal.args();
-    CHECK_FAILS(hd_sdpa_run(&run, &a), HD_ERR_UNSUPPORTED, "proxies stand for whole tiles");
+    Call biased = fresh;
+    biased.owned[0].p.box_extent[0] = 0, biased.owned[0].p.key_tile = 20;
+    biased.owned[0].p.key_tiles = 2, biased.owned[0].visit[1].key = 1;
+    biased.owned[0].p.rest = HD_REST_PROXY;
+    Call labelled = biased;
+    biased.add_bias(hd_shape4(1, 1, 1, 40), 1);
+    hd_sdpa a = biased.args();
+    CHECK_FAILS(hd_sdpa_run(&run, &a), HD_ERR_UNSUPPORTED, "a proxy has one score for all");
+    std::mt19937_64 rng(1);
+    labelled.add_segments(rng, true, false);
+    a = labelled.args();
+    CHECK_FAILS(hd_sdpa_run(&run, &a), HD_ERR_UNSUPPORTED, "a proxy has one score for all");
 }
 
 TEST_CASE("sdpa: labels, lengths and probes that do not fit are refused", "[ops][sdpa][plan]")
