@@ -1,48 +1,12 @@
 // How prompts are aligned, against the maps that the authors' aligner gives (Hertz et al., arXiv
 // 2208.01626; computed with it) and, where ours differs on purpose, against maps written by hand.
-#include <map>
-#include <sstream>
-
 #include "controls/word_map.h"
 #include "support/alloc_fail.h"
 #include "support/catch.h"
+#include "support/prompt.h"
 
 namespace
 {
-
-// A prompt of words between spaces; "neo+classical" is one word in two pieces. Ids: same piece,
-// same id. 77 columns.
-struct Prompt {
-    std::string text;
-    std::vector<hd_prompt_token> tokens;
-    hd_prompt p{};
-
-    explicit Prompt(const std::string &words)
-    {
-        static std::map<std::string, int64_t> ids;
-        tokens.push_back({49406, 0, 0, -1});
-        std::istringstream in(words);
-        std::string word;
-        for (int64_t n = 0; in >> word; n++) {
-            if (n) text += ' ';
-            std::istringstream pieces(word);
-            std::string piece;
-            while (std::getline(pieces, piece, '+')) {
-                int64_t id = ids.emplace(piece, (int64_t)ids.size() + 1).first->second;
-                auto start = (int64_t)text.size();
-                text += piece;
-                tokens.push_back({id, start, (int64_t)text.size(), n});
-            }
-        }
-        tokens.push_back({49407, 0, 0, -1});
-        p.used = (int64_t)tokens.size();
-        tokens.resize(77, hd_prompt_token{49407, 0, 0, -1});
-        p.count = 77;
-        p.text = text.c_str();
-        p.token = tokens.data();
-    }
-    Prompt(const Prompt &) = delete;
-};
 
 struct Map {
     hd_word_map map{};

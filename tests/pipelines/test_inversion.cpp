@@ -2,6 +2,7 @@
 #include <fstream>
 
 #include "codecs/png.h"
+#include "engine/samplers/sampler.h"
 #include "engine/weights/safetensors_write.h"
 #include "pipelines/context.h"
 #include "pipelines/runner.h"
@@ -225,5 +226,88 @@ TEST_CASE("fit: a picture of another shape is stretched, cut or continued", "[pi
         CHECK(!red(all, 4, y));
         CHECK(red(all, 24, y));
         CHECK(!red(all, 44, y));
+    }
+}
+
+namespace
+{
+
+// The noise that the best denoiser of numbers drawn from N(0, s^2) sees in x.
+double seen_noise(double x, double alpha, double sigma, double s)
+{
+    return sigma * x / (alpha * alpha * s * s + sigma * sigma);
+}
+
+struct Trip {
+    double top, back;
+};
+
+// A number up the levels of a run of 50 steps and down again.
+Trip round_trip(const char *offset, double s, int fixed_point)
+{
+    const std::string config = std::string(R"({"beta_start": 0.00085, "beta_end": 0.012,
+        "beta_schedule": "scaled_linear", "clip_sample": false, "set_alpha_to_one": false,
+        "steps_offset": )") + offset +
+                               "}";
+    hd_json_doc *doc = nullptr;
+    REQUIRE_OK(hd_json_parse(&doc, "config", config.data(), config.size()));
+    hd_sampler_options options = {};
+    options.name = "ddim", options.config = hd_json_root(doc), options.steps = 50;
+    options.rows = options.row_values = 1;
+    hd_sampler *sampler = nullptr;
+    REQUIRE_OK(hd_sampler_create(&sampler, &options));
+    auto moved = [&](double x, double eps, hd_noise_level from, hd_noise_level to) {
+        return (double)to.alpha * (x - (double)from.sigma * eps) / (double)from.alpha +
+               (double)to.sigma * eps;
+    };
+    auto noise = [&](double x, hd_noise_level at) {
+        return seen_noise(x, (double)at.alpha, (double)at.sigma, s);
+    };
+    double x = 1;
+    for (int64_t call = 49; call >= 0; call--) {
+        const hd_noise_level from = hd_sampler_level(sampler, call + 1),
+                             to = hd_sampler_level(sampler, call);
+        // the network is told the level it goes to
+        double next = moved(x, noise(x, to), from, to);
+        for (int i = 0; i < fixed_point; i++)
+            next = moved(x, noise(next, to), from, to);
+        x = next;
+    }
+    const double top = x;
+    for (int64_t call = 0; call < 50; call++) {
+        const hd_noise_level from = hd_sampler_level(sampler, call);
+        x = moved(x, noise(x, from), from, hd_sampler_level(sampler, call + 1));
+    }
+    hd_sampler_free(sampler);
+    hd_json_free(doc);
+    return {top, x};
+}
+
+} // namespace
+
+// The numbers were computed apart from this, in f64; levels are f32.
+TEST_CASE("inversion: the levels of a run take a known denoiser there and back",
+          "[pipeline][inversion]")
+{
+    const struct {
+        const char *offset;
+        double s, top, back;
+    } known[] = {{"0", 1, 1.027224290, .999173389},
+                 {"0", .5, 2.018911543, .962604173},
+                 {"1", 1, 1.026271471, .999191922},
+                 {"1", .5, 2.012220582, .962995292}};
+    for (const auto &k : known) {
+        CAPTURE(k.offset, k.s);
+        Trip t = round_trip(k.offset, k.s, 0);
+        CHECK(t.top == Approx(k.top).epsilon(1e-5));
+        CHECK(t.back == Approx(k.back).epsilon(1e-5));
+    }
+    const double left[2][2] = {{3.7e-5, 1.6e-7}, {2.1e-3, 7.0e-6}};
+    for (int i = 0; i < 2; i++) {
+        const double s = i ? .5 : 1;
+        CAPTURE(s);
+        CHECK(std::fabs(1 - round_trip("0", s, 1).back) == Approx(left[i][0]).epsilon(0.05));
+        CHECK(std::fabs(1 - round_trip("0", s, 3).back) == Approx(left[i][1]).epsilon(0.1));
+        CHECK(std::fabs(1 - round_trip("0", s, 5).back) < 1e-7);
     }
 }

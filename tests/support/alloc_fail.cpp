@@ -10,9 +10,19 @@ namespace
 {
 std::atomic<int64_t> left{0}; // allocations up to and with the one that fails; 0: none does
 std::atomic<bool> came{false};
+std::atomic<bool> noting{false};
+std::atomic<size_t> largest{0};
 
-bool fails()
+void note(size_t bytes)
 {
+    size_t most = largest.load();
+    while (noting && bytes > most && !largest.compare_exchange_weak(most, bytes))
+        ;
+}
+
+bool fails(size_t bytes)
+{
+    note(bytes);
     int64_t now = left.load();
     while (now > 0 && !left.compare_exchange_weak(now, now - 1))
         ;
@@ -33,32 +43,32 @@ char *__real_strdup(const char *);
 
 void *__wrap_malloc(size_t bytes)
 {
-    return fails() ? nullptr : __real_malloc(bytes);
+    return fails(bytes) ? nullptr : __real_malloc(bytes);
 }
 
 void *__wrap_calloc(size_t count, size_t bytes)
 {
-    return fails() ? nullptr : __real_calloc(count, bytes);
+    return fails(count * bytes) ? nullptr : __real_calloc(count, bytes);
 }
 
 void *__wrap_realloc(void *old, size_t bytes)
 {
-    return fails() ? nullptr : __real_realloc(old, bytes);
+    return fails(bytes) ? nullptr : __real_realloc(old, bytes);
 }
 
 void *__wrap_aligned_alloc(size_t align, size_t bytes)
 {
-    return fails() ? nullptr : __real_aligned_alloc(align, bytes);
+    return fails(bytes) ? nullptr : __real_aligned_alloc(align, bytes);
 }
 
 int __wrap_posix_memalign(void **out, size_t align, size_t bytes)
 {
-    return fails() ? ENOMEM : __real_posix_memalign(out, align, bytes);
+    return fails(bytes) ? ENOMEM : __real_posix_memalign(out, align, bytes);
 }
 
 char *__wrap_strdup(const char *text)
 {
-    return fails() ? nullptr : __real_strdup(text);
+    return fails(strlen(text) + 1) ? nullptr : __real_strdup(text);
 }
 }
 
@@ -79,4 +89,20 @@ FailAllocation::~FailAllocation()
 bool FailAllocation::failed() const
 {
     return came;
+}
+
+LargestAllocation::LargestAllocation()
+{
+    largest = 0;
+    noting = true;
+}
+
+LargestAllocation::~LargestAllocation()
+{
+    noting = false;
+}
+
+size_t LargestAllocation::bytes() const
+{
+    return largest;
 }

@@ -1,4 +1,5 @@
-/* tests/support/alloc_fail.h: makes one allocation fail, to see what the library does about it.
+/* tests/support/alloc_fail.h: makes one allocation fail, to see what the library does about it; or
+ * notes how large they are.
  *
  * The test program's calls of malloc and its kin, the library's included, go through a counter (the
  * linker's --wrap), and so do the JSON parser's (its own hooks). C++'s new and what other shared
@@ -20,6 +21,17 @@ class FailAllocation
     FailAllocation(const FailAllocation &) = delete;
     FailAllocation &operator=(const FailAllocation &) = delete;
     bool failed() const; // it came to that allocation
+};
+
+/* As long as it lives, notes the largest allocation. */
+class LargestAllocation
+{
+  public:
+    LargestAllocation();
+    ~LargestAllocation();
+    LargestAllocation(const LargestAllocation &) = delete;
+    LargestAllocation &operator=(const LargestAllocation &) = delete;
+    size_t bytes() const;
 };
 
 /* Runs `run` (which returns an hd_status and cleans up after itself) with its first allocation
