@@ -181,6 +181,7 @@ static void complete_rows(hd_branch *b, bool no_guidance)
         if (!(own & HD_ROLE_BIT(r))) continue;
         b->first_step[r] = 0;
         b->end_step[r] = INT64_MAX;
+        b->at[r] = NULL;
     }
     b->roles |= own;
 }

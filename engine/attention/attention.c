@@ -48,7 +48,8 @@ static hd_status run_pass(edited_call *e, const call_link *a, const hd_pass *p)
 {
     int64_t query_len[HD_MAX_ROWS], key_len[HD_MAX_ROWS];
     for (int64_t b = 0; b < e->call.q.dim[0]; b++) {
-        query_len[b] = !a->active[b] ? 0 : p->query_len ? p->query_len : e->query_len[b];
+        const bool runs = a->active[b] && (!p->rows || p->rows[b]);
+        query_len[b] = !runs ? 0 : p->query_len ? p->query_len : e->query_len[b];
         key_len[b] = p->key_len ? p->key_len : e->key_len[b];
         e->pass_pairs += (double)query_len[b] * (double)key_len[b] * (double)p->q.dim[2];
     }

@@ -50,6 +50,7 @@ static void ask_roles(hd_branch *b, const hd_branch_ask *ask)
         bool fresh = first && !(b->asked_roles & HD_ROLE_BIT(r));
         if (fresh || ask->first_step < b->first_step[r]) b->first_step[r] = ask->first_step;
         if (fresh || end > b->end_step[r]) b->end_step[r] = end;
+        b->at[r] = fresh || b->at[r] == ask->at ? ask->at : NULL;
         b->asked_roles |= HD_ROLE_BIT(r);
         b->fork[r] = b->fork[r] && !ask->no_fork;
     }

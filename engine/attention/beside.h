@@ -39,7 +39,8 @@ typedef struct hd_branch_ask {
     unsigned roles;     // HD_ROLE_BIT(...): rows it needs; with HD_ROLES_ASKED no others. 0: cond,
                         // and uncond where the branch is guided
     int64_t first_step, end_step; // of those rows; 0, 0: every step
-    bool no_fork;                 // compute those rows whole, even while they equal cond
+    const bool *at; // [calls]: which of these steps; NULL: all. Borrowed until the run ends
+    bool no_fork;   // compute those rows whole, even while they equal cond
     const char *prompt, *negative, *init_image; // where the preset gives none; NULL: main's
     const char *start;     // begins as that branch does; NULL: as main unless it has a picture
     const char *latent_of; // its rows show that branch's latent: it has none of its own

@@ -116,7 +116,9 @@ hd_status hd_branches_alias(hd_branches *b, const char *name, int of, const hd_j
 bool hd_branch_has_row(const hd_branch *branch, hd_role role, int64_t step)
 {
     if (!(branch->roles & HD_ROLE_BIT(role))) return false;
-    return step < 0 || (step >= branch->first_step[role] && step < branch->end_step[role]);
+    if (step < 0) return true;
+    if (branch->at[role] && !branch->at[role][step]) return false;
+    return step >= branch->first_step[role] && step < branch->end_step[role];
 }
 
 int64_t hd_branches_rows(const hd_branches *b, int64_t step, int64_t pictures, hd_row *row,

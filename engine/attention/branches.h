@@ -75,9 +75,10 @@ typedef struct hd_branch {
     hd_latent_view view;
     unsigned roles, asked_roles; // bits; roles 0: those every branch has
     int64_t first_step[HD_ROLES], end_step[HD_ROLES];
-    bool fork[HD_ROLES]; // may be computed together with cond until something tells them apart
-    int guidance_by;     // number of the processor that makes its guess; -1: none
-    hd_prompt tokens[2]; // negative, prompt: there from hd_processor_class.begin on
+    const bool *at[HD_ROLES]; // [calls] of those, the ones that have the row; NULL: all of them
+    bool fork[HD_ROLES];      // may be computed together with cond until something tells them apart
+    int guidance_by;          // number of the processor that makes its guess; -1: none
+    hd_prompt tokens[2];      // negative, prompt: there from hd_processor_class.begin on
 } hd_branch;
 
 typedef struct hd_branches {

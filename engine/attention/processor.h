@@ -49,6 +49,7 @@ typedef struct hd_pass {
     int64_t query_len, key_len; // tokens; 0: the call's, row by row
     hd_tensor q, k, v, out;     // [B, L, H, D]; out is the engine's
     float scale;                // 0: the call's
+    const bool *rows;           // [B]: of the active rows these alone; NULL: all of them
 } hd_pass;
 
 #define HD_MAX_PASSES 4

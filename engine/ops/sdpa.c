@@ -59,12 +59,40 @@ static hd_plan any_plan(const sdpa_run *run)
     return plan;
 }
 
+static bool all_are(const float *x, int64_t count, float value)
+{
+    for (int64_t i = 0; x && i < count; i++)
+        if (x[i] != value) return false;
+    return true;
+}
+
+// Is anything done to the scores of this row? Edited scores are rounded once more: a row that
+// others stand beside must not be edited for their sake.
+static bool edits_row(const hd_sdpa *a, int64_t b)
+{
+    if (hd_tensor_given(a->bias) || hd_tensor_given(a->mask)) return true;
+    if (a->segments) {
+        const int64_t pairs = a->segments->query_labels * a->segments->key_labels;
+        const float *bias = a->segments->bias, *gain = a->segments->gain;
+        if (!all_are(bias ? bias + b * pairs : NULL, pairs, 0.0f)) return true;
+        if (!all_are(gain ? gain + b * pairs : NULL, pairs, 1.0f)) return true;
+    }
+    const hd_tensor c = a->column_bias;
+    if (!hd_tensor_given(c)) return false;
+    const int64_t row = c.dim[0] > 1 ? b : 0;
+    for (int64_t h = 0; h < c.dim[1]; h++)
+        if (!all_are((const float *)c.data + row * c.stride[0] + h * c.stride[1], c.dim[2], 0.0f))
+            return true;
+    return false;
+}
+
 // `row` is run->row[b], or on the dry pass a stand-in.
 static void lay_out_row(sdpa_run *run, int64_t b, sdpa_row *row, bool recording)
 {
     const hd_sdpa *a = run->a;
     *row = (sdpa_row){.plan = a->plan ? a->plan[b] : NULL, .dense = dense_plan(run)};
     row->planned = row->plan != NULL;
+    row->edited = !recording && edits_row(a, b);
     if (!row->planned && a->plan && recording) row->dense = any_plan(run);
     if (!row->planned) row->plan = &row->dense;
     row->queries = run->queries, row->keys = run->keys;
@@ -101,8 +129,6 @@ static void lay_out(sdpa_run *run)
     run->item_queries = choose_item_queries(run);
     // probabilities stay in the first-level cache, keys and values in the second
     run->step = run->dim + run->value_dim > 512 ? HD_SDPA_STEP / 2 : HD_SDPA_STEP;
-    run->edited = hd_tensor_given(a->bias) || hd_tensor_given(a->mask) ||
-                  hd_tensor_given(a->column_bias) || a->segments;
 }
 
 // The rows and their memory, and the threads' scratch.

@@ -25,6 +25,7 @@ typedef struct sdpa_row {
     hd_plan dense;
     bool planned;                   // it has one of its own
     int64_t queries, keys;          // its lengths
+    bool edited;                    // something is done to its scores
     bool holes;                     // keys that it lacks may be anywhere among its positions
     int64_t orders;                 // of its keys: 1, or one per head
     int64_t packs;                  // as many as key heads, or as heads where each has an order
@@ -53,7 +54,6 @@ typedef struct sdpa_run {
     int64_t items;        // of all rows
     int64_t step;         // keys of a step
     int64_t axis_words;   // words of a block's window tables
-    bool edited;          // the scores of every step are edited
     bool proxies;         // of some row
     int64_t pack_chunks;  // of the longest row
     char *scratch;        // one per thread

@@ -136,7 +136,7 @@ static void begin_block(const walk *w, sdpa_block *b, char *bytes, float *scores
     if (w->head->segment_gain) b->kernel.gain = tables + w->head->key_labels * lanes;
     b->step.packed = &w->packed;
     b->step.count = b->step.spans = 0;
-    b->step.masked = false, b->step.edited = run->edited;
+    b->step.masked = false, b->step.edited = w->row->edited;
     b->segment = NULL;
     b->proxies = false;
     fill_tokens(w, b, first);

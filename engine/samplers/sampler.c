@@ -167,7 +167,13 @@ hd_noise_level hd_sampler_level(const hd_sampler *s, int64_t call)
 
 hd_status hd_sampler_level_at(const hd_sampler *s, double timestep, hd_noise_level *out)
 {
-    if (s->kind->flow || !s->alphas_cumprod)
+    if (s->kind->flow || s->config.use_flow_sigmas) {
+        double sigma = fmin(fmax(timestep / (double)s->config.num_train_timesteps, 0.0), 1.0);
+        float t = (float)(sigma * (double)s->config.num_train_timesteps);
+        *out = (hd_noise_level){t, (float)(1.0 - sigma), (float)sigma, 1.0f};
+        return HD_OK;
+    }
+    if (!s->alphas_cumprod)
         return hd_fail(HD_ERR_UNSUPPORTED, "sampler: %s has no levels between its own", s->name);
     double last = (double)(s->config.num_train_timesteps - 1);
     double t = fmin(fmax(timestep, 0.0), last);

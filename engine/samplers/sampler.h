@@ -109,7 +109,7 @@ typedef struct hd_noise_level {
 /* The level of the latent before a call of the run, 0 .. calls - 1; at `calls` the level that the
  * run ends at (its timestep is 0). */
 hd_noise_level hd_sampler_level(const hd_sampler *s, int64_t call);
-/* The level of a timestep of the training, kept inside it; HD_ERR_UNSUPPORTED for flow models. */
+/* The level of a timestep of the training, kept inside it. */
 HD_CHECKED hd_status hd_sampler_level_at(const hd_sampler *s, double timestep, hd_noise_level *out);
 /* The noise that the network's output for a latent of this level stands for, all [count]. May be
  * used in place. */

@@ -238,6 +238,35 @@ TEST_CASE("sdpa: a row's bytes depend on that row alone", "[ops][sdpa][threads]"
     }
 }
 
+TEST_CASE("sdpa: a row that nobody edits has the plain call's bytes beside one that is edited",
+          "[ops][sdpa]")
+{
+    for (unsigned isa : every_isa()) {
+        Run run(isa);
+        Call call({2, 70, 130, 2, 2, 40, 24, HD_F32}, 5);
+        hd_sdpa a = call.args();
+        REQUIRE_OK(hd_sdpa_run(&run, &a));
+        const auto plain = call.out.bits(0), other = call.out.bits(1);
+        std::vector<float> bias(2 * 2 * 130), gain(2 * 2, 1.0f), table(2 * 2);
+        std::fill(bias.begin() + 2 * 130, bias.end(), 0.5f);
+        bias.back() = -1.0f;
+        a.column_bias = hd_tensor_of(bias.data(), HD_F32, hd_shape3(2, 2, 130));
+        REQUIRE_OK(hd_sdpa_run(&run, &a));
+        CHECK(call.out.bits(0) == plain);
+        CHECK(call.out.bits(1) != other);
+        std::vector<uint8_t> query(2 * 70), key(2 * 130);
+        for (size_t i = 0; i < key.size(); i++)
+            key[i] = i % 2;
+        table[3] = -1.0f;
+        hd_sdpa_segments segments = {query.data(), key.data(), 1, 2, table.data(), gain.data()};
+        a.column_bias = hd_tensor_none();
+        a.segments = &segments;
+        REQUIRE_OK(hd_sdpa_run(&run, &a));
+        CHECK(call.out.bits(0) == plain);
+        CHECK(call.out.bits(1) != other);
+    }
+}
+
 TEST_CASE("sdpa: a query's bytes do not depend on its neighbours", "[ops][sdpa]")
 {
     auto dtype = GENERATE(HD_F32, HD_BF16);

@@ -67,7 +67,16 @@ TEST_CASE("levels: a call's level is its timestep's, and Stable Diffusion's are 
     REQUIRE_OK(hd_sampler_level_at(ddim.s, 999, &edge));
     CHECK(beyond.alpha == edge.alpha);
     Sampler flow("flow-euler", "{\"_class_name\": \"FlowMatchEulerDiscreteScheduler\"}", 4);
-    CHECK_FAILS(hd_sampler_level_at(flow.s, 10, &beyond), HD_ERR_UNSUPPORTED, "flow-euler");
+    for (int64_t call = 0; call < hd_sampler_calls(flow.s); call++) {
+        hd_noise_level a = hd_sampler_level(flow.s, call), b;
+        REQUIRE_OK(hd_sampler_level_at(flow.s, (double)a.timestep, &b));
+        CHECK(std::fabs(a.alpha - b.alpha) < 1e-6f);
+        CHECK(std::fabs(a.sigma - b.sigma) < 1e-6f);
+        CHECK(a.divisor == b.divisor);
+    }
+    REQUIRE_OK(hd_sampler_level_at(flow.s, 5000, &beyond));
+    CHECK(beyond.timestep == 1000);
+    CHECK(beyond.alpha == 0);
 }
 
 TEST_CASE("levels: picture and noise give back the latent, whatever the network predicts",
