@@ -3,6 +3,7 @@
 
 static const hd_processor_class *const controls[] = {
     &hd_prompt_to_prompt,
+    &hd_self_subject,
     &hd_temperature,
 };
 
