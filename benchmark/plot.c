@@ -4,8 +4,8 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "benchmark/canvas.h"
 #include "benchmark/result.h"
+#include "codecs/canvas.h"
 
 enum { WIDTH = 1120, HEIGHT = 600, LEFT = 90, RIGHT = 640, TOP = 70, BOTTOM = 530 };
 

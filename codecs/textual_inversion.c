@@ -22,8 +22,8 @@ static hd_status fail_layout(const hd_safetensors *file)
         const char *name = hd_safetensors_at(file, i)->name;
         sdxl |= strcmp(name, "clip_l") == 0 || strcmp(name, "clip_g") == 0;
         if (used < sizeof names - 1)
-            used += (size_t)snprintf(names + used, sizeof names - used, "%s%s", i ? ", " : "",
-                                     name);
+            used +=
+                (size_t)snprintf(names + used, sizeof names - used, "%s%s", i ? ", " : "", name);
     }
     if (sdxl)
         return hd_fail(HD_ERR_UNSUPPORTED,
@@ -85,8 +85,9 @@ hd_status hd_textual_inversion_open(hd_textual_inversion *out, const char *path,
     hd_status status = find_vectors(file, &entry);
     if (status == HD_OK) status = read_vectors(out, file, entry, channels);
     if (status == HD_OK) {
-        out->token = token ? strdup(token) : is_webui(entry->name) ? stem_of(path)
-                                                                   : strdup(entry->name);
+        out->token = token                   ? strdup(token)
+                     : is_webui(entry->name) ? stem_of(path)
+                                             : strdup(entry->name);
         if (!out->token) status = hd_fail(HD_ERR_NOMEM, "%s: no memory for its token", path);
     }
     hd_safetensors_free(file);

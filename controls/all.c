@@ -2,6 +2,7 @@
 #include "controls/all.h"
 
 static const hd_processor_class *const controls[] = {
+    &hd_attention_masks,
     &hd_prompt_to_prompt,
     &hd_self_subject,
     &hd_temperature,

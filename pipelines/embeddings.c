@@ -37,8 +37,8 @@ static hd_status open_entry(hd_textual_inversion *out, const hd_json *node, int6
     else if (status == HD_OK)
         status = hd_params_read(embedding_params, &fields, node, NULL);
     if (status == HD_OK)
-        status = place(node, hd_textual_inversion_open(out, file ? file : fields.file,
-                                                       fields.token, channels));
+        status = place(node, hd_textual_inversion_open(out, file ? file : fields.file, fields.token,
+                                                       channels));
     hd_params_free(embedding_params, &fields);
     return status;
 }

@@ -75,6 +75,9 @@ typedef struct generation {
     hd_capture *capture;                // NULL: nobody wants it
 } generation;
 
+/* For the hooks beside the call (sampling.c): a picture of the group whose first is `first`, at
+ * this step. */
+hd_beside_ctx gen_beside_of(const generation *g, int64_t first, int64_t picture, hd_step step);
 /* The latent of branch `b` (or of the branch it shows) of one of the group's pictures. */
 float *gen_latent(const generation *g, int b, int64_t picture);
 void gen_tell(const generation *g, const char *stage, int64_t step, int64_t count,

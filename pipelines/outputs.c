@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 
 #include "base/output.h"
+#include "codecs/canvas.h"
 #include "codecs/image_ops.h"
 #include "codecs/png.h"
 #include "engine/arena.h"
@@ -39,8 +40,7 @@ hd_status hd_decode_picture(const hd_exec *ex, const hd_vae_kl *vae, const hd_pi
     return status;
 }
 
-// "fish.png" and "-3" to "fish-3.png".
-static char *with_suffix(const char *path, const char *suffix)
+char *hd_output_suffixed(const char *path, const char *suffix)
 {
     const char *slash = strrchr(path, '/'), *dot = strrchr(path, '.');
     size_t stem =
@@ -57,7 +57,7 @@ char *hd_output_branch_name(const char *path, int64_t index, int64_t batch, cons
     if (batch > 1) snprintf(suffix, sizeof suffix, "-%" PRId64, index);
     size_t used = strlen(suffix);
     if (strcmp(branch, "main") != 0) snprintf(suffix + used, sizeof suffix - used, "-%s", branch);
-    return with_suffix(path, suffix);
+    return hd_output_suffixed(path, suffix);
 }
 
 char *hd_output_name(const char *path, int64_t index, int64_t batch)
@@ -93,6 +93,9 @@ hd_status hd_outputs_check(const hd_preset *preset)
     HD_TRY(check_name(preset->output, preset->batch));
     HD_TRY(check_name(preset->preview, preset->batch));
     HD_TRY(check_name(preset->sheet, preset->batch));
+    HD_TRY(check_name(preset->maps, preset->batch));
+    HD_TRY(check_name(preset->masks, preset->batch));
+    HD_TRY(check_name(preset->map_values, preset->batch));
     if (preset->capture) HD_TRY(check_path(preset->capture));
     if (preset->save_inversion) HD_TRY(check_path(preset->save_inversion));
     return preset->latents_out ? check_path(preset->latents_out) : HD_OK;
@@ -130,25 +133,27 @@ hd_status hd_finish_picture(hd_result *result, const hd_preset *preset, const hd
 }
 
 hd_status hd_write_sheet(const hd_preset *preset, const hd_resolved *made, int64_t index,
-                         const hd_image *images, int count)
+                         const hd_image *images, const char *const *names, int count)
 {
-    enum { GAP = 2 };
+    enum { GAP = 2, LABEL = 14, TEXT = 10 };
+    const hd_color black = {0, 0, 0};
     const int width = images[0].width, height = images[0].height;
-    hd_image sheet;
-    HD_TRY(hd_image_create(&sheet, (int64_t)count * (width + GAP) - GAP, height, "sheet"));
-    memset(sheet.rgb, 255, hd_image_bytes(&sheet));
-    for (int i = 0; i < count; i++)
-        for (int y = 0; y < height; y++)
-            memcpy(sheet.rgb + 3 * ((size_t)y * (size_t)sheet.width + (size_t)(i * (width + GAP))),
-                   images[i].rgb + 3 * (size_t)y * (size_t)width, 3 * (size_t)width);
+    hd_canvas *sheet;
+    HD_TRY(hd_canvas_create(&sheet, count * (width + GAP) - GAP, height + LABEL, false));
+    for (int i = 0; i < count; i++) {
+        const int x = i * (width + GAP);
+        hd_canvas_picture(sheet, x, 0, 1, &images[i]);
+        hd_canvas_text(sheet, x + width / 2.0, height + TEXT, TEXT, HD_TEXT_MIDDLE, black,
+                       names[i]);
+    }
     char *json = NULL, *path = hd_output_name(preset->sheet, index, preset->batch);
     hd_status status = path ? hd_metadata_json(&json, preset, made)
                             : hd_fail(HD_ERR_NOMEM, "sheet: no memory for a name");
     hd_png_text texts[] = {{"heddle", json}};
-    if (status == HD_OK) status = hd_png_write(path, &sheet, texts, 1);
+    if (status == HD_OK) status = hd_png_write(path, hd_canvas_image(sheet), texts, 1);
     free(json);
     free(path);
-    hd_image_free(&sheet);
+    hd_canvas_free(sheet);
     return status;
 }
 

@@ -22,10 +22,10 @@ HD_CHECKED hd_status hd_finish_picture(hd_result *result, const hd_preset *prese
 HD_CHECKED hd_status hd_write_preview(const hd_preset *preset, int64_t index,
                                       const hd_image *image);
 
-/* The pictures [count] side by side, two pixels of white between them, where the preset's "sheet"
- * says. All of one size. */
+/* The pictures [count] side by side with their names below, where the preset's "sheet" says. All of
+ * one size. */
 HD_CHECKED hd_status hd_write_sheet(const hd_preset *preset, const hd_resolved *made, int64_t index,
-                                    const hd_image *images, int count);
+                                    const hd_image *images, const char *const *names, int count);
 
 /* Tries whether the files that the preset names can be written, before anything is computed: what
  * lies there stays. */
@@ -36,6 +36,8 @@ HD_CHECKED hd_status hd_outputs_check(const hd_preset *preset);
 char *hd_output_name(const char *path, int64_t index, int64_t batch);
 /* The same for a branch: "fish-source.png"; "main" is left out. */
 char *hd_output_branch_name(const char *path, int64_t index, int64_t batch, const char *branch);
+/* "fish.png" and "-3" to "fish-3.png". */
+char *hd_output_suffixed(const char *path, const char *suffix);
 
 HD_END_DECLS
 #endif

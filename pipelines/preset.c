@@ -51,6 +51,12 @@ const hd_param hd_preset_params[] = {
                     .help = "steps that capture keeps, as 0,12; the middle one when not given"),
     HD_PARAM_STRING(hd_preset, sheet,
                     .help = "PNG of all branches side by side; a batch numbers them"),
+    HD_PARAM_STRING(hd_preset, maps,
+                    .help = "PNG of the heat maps that processors show; a batch numbers them"),
+    HD_PARAM_STRING(hd_preset, masks,
+                    .help = "PNG of each map's mask, black and white: NAME-WORD.png"),
+    HD_PARAM_STRING(hd_preset, map_values,
+                    .help = "safetensors file for the maps as measured; a batch numbers them"),
     HD_PARAM_STRING(hd_preset, save_inversion,
                     .help = "safetensors file for the trajectories of the inverted pictures"),
     HD_PARAM_STRING(hd_preset, preview, .help = "PNG to show the picture in the making"),
@@ -84,6 +90,8 @@ static hd_status check_together(const hd_preset *p, const hd_json *root)
     HD_TRY(check_png_name(root, "output", p->output));
     HD_TRY(check_png_name(root, "preview", p->preview));
     HD_TRY(check_png_name(root, "sheet", p->sheet));
+    HD_TRY(check_png_name(root, "maps", p->maps));
+    HD_TRY(check_png_name(root, "masks", p->masks));
     if (p->inversion && p->latents_in)
         return hd_json_fail(root, HD_ERR_ARGUMENT,
                             "has both inversion and latents_in; a run starts from one of them");

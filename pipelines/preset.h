@@ -38,6 +38,7 @@ typedef struct hd_preset {
     char *latents_in, *latents_out;
     char *capture, *capture_sites, *capture_steps;
     char *sheet, *save_inversion;
+    char *maps, *masks, *map_values;
     char *preview;
     int64_t preview_every;
     int64_t threads; // 0: the context's

@@ -12,8 +12,9 @@
 // A picture may come from anywhere: it never says where to write.
 static bool names_an_output(const char *key)
 {
-    static const char *const outputs[] = {"output", "latents_out",    "preview",
-                                          "sheet",  "save_inversion", "capture"};
+    static const char *const outputs[] = {"output",         "latents_out", "preview",
+                                          "sheet",          "maps",        "masks",
+                                          "save_inversion", "map_values",  "capture"};
     for (size_t i = 0; i < HD_COUNT(outputs); i++)
         if (strcmp(key, outputs[i]) == 0) return true;
     return false;

@@ -88,7 +88,7 @@ static hd_beside_branch *data_of(const generation *g, int64_t picture)
     return g->data + picture * g->branches.count;
 }
 
-static hd_beside_ctx beside_of(const generation *g, int64_t first, int64_t picture, hd_step step)
+hd_beside_ctx gen_beside_of(const generation *g, int64_t first, int64_t picture, hd_step step)
 {
     return (hd_beside_ctx){.ex = &g->ex,
                            .step = step,
@@ -118,7 +118,7 @@ static void set_data(generation *g)
 static hd_status latent_hooks(generation *g, int64_t first, hd_latent_when when, hd_step step)
 {
     for (int64_t i = 0; i < g->group; i++) {
-        hd_beside_ctx ctx = beside_of(g, first, i, step);
+        hd_beside_ctx ctx = gen_beside_of(g, first, i, step);
         ctx.when = when;
         HD_TRY(hd_beside_run_latent(g->beside, &ctx));
     }
@@ -184,7 +184,7 @@ static hd_status guess_all(generation *g, int64_t first, hd_step step, const flo
         data_of(g, g->rows.name[r].picture)[g->rows.branch[r]].prediction[g->rows.role[r]] =
             output + r * values;
     for (int64_t i = 0; i < g->group; i++) {
-        hd_beside_ctx ctx = beside_of(g, first, i, step);
+        hd_beside_ctx ctx = gen_beside_of(g, first, i, step);
         for (int b = 0; b < g->branches.count; b++) {
             int64_t slot = g->branch[b].slot;
             if (slot < 0 || slot >= g->sampled) continue;
@@ -223,7 +223,7 @@ static hd_status x0_hooks(generation *g, int64_t first, hd_step step)
     hd_sampler_predict(g->sampler, x0, g->guess, g->latent);
     memcpy(before, x0, bytes * (size_t)rows);
     for (int64_t i = 0; i < g->group; i++) {
-        hd_beside_ctx ctx = beside_of(g, first, i, step);
+        hd_beside_ctx ctx = gen_beside_of(g, first, i, step);
         for (int b = 0; b < g->branches.count; b++)
             if (ctx.data[b].guess)
                 ctx.data[b].x0 = x0 + (g->branch[b].slot * g->group + i) * values;

@@ -11,6 +11,7 @@
 #include "pipelines/chain.h"
 #include "pipelines/clock.h"
 #include "pipelines/generation.h"
+#include "pipelines/maps.h"
 
 // Rows of a network call are grouped until they have this many latent positions: small pictures
 // share the reading of the weights, large ones keep memory at one picture's.
@@ -46,7 +47,8 @@ static bool own_picture(const generation *g, int b)
 static hd_status decode_all(generation *g, int64_t picture, hd_image images[HD_MAX_BRANCHES])
 {
     for (int b = 0; b < g->branches.count; b++)
-        if (own_picture(g, b) && (g->branches.item[b].save || g->preset->sheet))
+        if (own_picture(g, b) &&
+            (g->branches.item[b].save || g->preset->sheet || gen_maps_wanted(g->preset)))
             HD_TRY(decode_branch(g, b, picture, &images[b]));
     return HD_OK;
 }
@@ -66,11 +68,13 @@ static hd_status write_all(generation *g, int64_t index, hd_image images[HD_MAX_
                         .branch = "main"};
     if (g->preset->sheet) {
         hd_image row[HD_MAX_BRANCHES];
+        const char *names[HD_MAX_BRANCHES];
         int count = 0;
         for (int b = 0; b < g->branches.count; b++)
-            if (images[b].rgb) row[count++] = images[b];
-        HD_TRY(hd_write_sheet(g->preset, &made, index, row, count));
+            if (images[b].rgb) names[count] = g->branches.item[b].name, row[count++] = images[b];
+        HD_TRY(hd_write_sheet(g->preset, &made, index, row, names, count));
     }
+    if (gen_maps_wanted(g->preset)) HD_TRY(gen_write_maps(g, &made, index, images));
     for (int b = 0; b < g->branches.count; b++) {
         if (!g->branches.item[b].save || !images[b].rgb) continue;
         made.branch = g->branches.item[b].name;
@@ -195,7 +199,7 @@ static hd_status make_buffers(generation *g)
         g->x0[i] = calloc(all, sizeof(float));
         if (!g->x0[i]) return hd_fail(HD_ERR_NOMEM, "sampler: no memory for clean latents");
     }
-    return hd_beside_run_room(g->beside, g->group);
+    return HD_OK;
 }
 
 // The network with every row that any call has.
@@ -262,7 +266,8 @@ static hd_status begin_processors(generation *g)
                         .branches = &g->branches,
                         .read_mask = read_mask,
                         .read_mask_arg = g};
-    return hd_beside_run_begin(g->beside, &ctx);
+    HD_TRY(hd_beside_run_begin(g->beside, &ctx));
+    return hd_beside_run_room(g->beside, g->group);
 }
 
 static hd_status prepare(generation *g)
@@ -295,6 +300,7 @@ static hd_status prepare(generation *g)
     HD_TRY(gen_tokenize(g));
     HD_TRY(begin_processors(g));
     HD_TRY(gen_invert_check(g));
+    HD_TRY(gen_check_maps(g));
     if (p->latents_out) HD_TRY(hd_latents_file_begin(&g->latents, p->batch, &g->size));
     size_t bytes;
     HD_TRY(measure(g, &bytes));

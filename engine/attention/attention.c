@@ -32,10 +32,12 @@ static hd_status enter(edited_call *e, call_link *a)
                            .scratch = scratch,
                            .made = link->prepared.made,
                            .state = a->state,
+                           .picture_state = a->picture_state,
                            .pass = a->pass};
     for (int64_t b = 0; b < e->call.q.dim[0]; b++) {
         const hd_row *row = &e->call.forward->rows.row[b];
         a->state[b] = NULL;
+        a->picture_state[b] = hd_run_picture_state(link->processor, row->picture);
         for (const run_state *s = link->states; s && !a->state[b]; s = s->next)
             if (s->row.picture == row->picture && strcmp(s->row.branch, row->branch) == 0 &&
                 strcmp(s->row.role, row->role) == 0)

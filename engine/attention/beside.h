@@ -12,6 +12,7 @@
 #include "base/tensor.h"
 #include "engine/attention/attention.h"
 #include "engine/attention/branches.h"
+#include "engine/attention/shown.h"
 
 HD_BEGIN_DECLS
 
@@ -30,7 +31,8 @@ typedef struct hd_branches_ctx {
     hd_branches *branches;
     hd_features *features;
     int processor;      // its number
-    size_t state_bytes; // asked for: kept for each picture, zero when it begins
+    size_t state_bytes; // asked for: kept for each picture, zero when it begins. Call hooks find it
+                        // in hd_hook_ctx.picture_state
 } hd_branches_ctx;
 
 /* Zero in a field: no wish. Texts are borrowed until the run ends. */
@@ -67,6 +69,8 @@ typedef struct hd_begin_ctx {
     const hd_branches *branches;
     hd_status (*read_mask)(void *arg, const hd_json *node, const char *path, float *mask);
     void *read_mask_arg;
+    size_t *state_bytes; // as asked for in the `branches` hook; may be raised, now that the prompts
+                         // are known
 } hd_begin_ctx;
 
 /* The prompt (role cond) or negative prompt (role uncond) of a branch; NULL: no such branch. */
@@ -121,6 +125,15 @@ hd_beside_branch *hd_beside(const hd_beside_ctx *ctx, const char *branch);
 const hd_site *hd_beside_site(const hd_beside_ctx *ctx, int64_t index);
 void *hd_beside_site_state(const hd_beside_ctx *ctx, int64_t index, const char *branch,
                            hd_role role);
+
+/* --- when a picture is done --- */
+
+/* What the `show` hook is handed, once per branch of each picture: latents are the last ones. It
+ * adds to `list` what it has to show of this branch. */
+typedef struct hd_show_ctx {
+    const hd_beside_ctx *beside; // branch: the one in question
+    hd_shown_list *list;         // rgb: its picture
+} hd_show_ctx;
 
 /* --- inside the network --- */
 

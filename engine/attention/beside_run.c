@@ -10,35 +10,20 @@
 struct hd_beside_run {
     hd_attention_run *run;
     int64_t pictures;
-    size_t *state_bytes;   // [processors]
-    unsigned char **state; // [processors]: of all pictures, one after the other
 };
 
 hd_status hd_beside_run_create(hd_beside_run **out, hd_attention_run *run)
 {
     hd_beside_run *b = calloc(1, sizeof *b);
-    size_t count = (size_t)run->processors + 1;
-    if (b) {
-        b->run = run;
-        b->state_bytes = calloc(count, sizeof *b->state_bytes);
-        b->state = calloc(count, sizeof *b->state);
-    }
-    if (!b || !b->state_bytes || !b->state) {
-        hd_beside_run_free(b);
-        return hd_fail(HD_ERR_NOMEM, "processors: no memory for the run");
-    }
+    if (!b) return hd_fail(HD_ERR_NOMEM, "processors: no memory for the run");
+    b->run = run;
     *out = b;
     return HD_OK;
 }
 
 void hd_beside_run_free(hd_beside_run *b)
 {
-    if (!b) return;
-    for (int64_t i = 0; b->state && i < b->run->processors; i++)
-        free(b->state[i]);
-    free(b->state);
-    free(b->state_bytes);
-    free(b);
+    free(b); // the states are the attention run's
 }
 
 // A hook's refusal with the place of its processor, unless the hook has named one itself.
@@ -55,7 +40,7 @@ static hd_status place(const run_processor *p, hd_status status)
 hd_status hd_beside_run_ask(hd_beside_run *b, hd_branches_ctx *ctx)
 {
     for (int64_t i = 0; i < b->run->processors; i++) {
-        const run_processor *p = &b->run->processor[i];
+        run_processor *p = &b->run->processor[i];
         if (!p->class->branches) continue;
         ctx->params = p->params;
         ctx->node = p->node;
@@ -64,7 +49,7 @@ hd_status hd_beside_run_ask(hd_beside_run *b, hd_branches_ctx *ctx)
         ctx->processor = (int)i;
         ctx->state_bytes = 0;
         HD_TRY(place(p, p->class->branches(ctx)));
-        b->state_bytes[i] = ctx->state_bytes;
+        p->picture_bytes = ctx->state_bytes;
     }
     return HD_OK;
 }
@@ -73,12 +58,13 @@ hd_status hd_beside_run_room(hd_beside_run *b, int64_t pictures)
 {
     b->pictures = pictures;
     for (int64_t i = 0; i < b->run->processors; i++) {
-        if (b->state_bytes[i] == 0) continue;
-        b->state_bytes[i] = (b->state_bytes[i] + 63) & ~(size_t)63;
-        b->state[i] = calloc((size_t)pictures, b->state_bytes[i]);
-        if (!b->state[i])
+        run_processor *p = &b->run->processor[i];
+        if (p->picture_bytes == 0) continue;
+        p->picture_bytes = (p->picture_bytes + 63) & ~(size_t)63;
+        p->picture_state = calloc((size_t)pictures, p->picture_bytes);
+        if (!p->picture_state)
             return hd_fail(HD_ERR_NOMEM, "processors: no memory for the state of %s (%zu bytes)",
-                           b->run->processor[i].class->name, b->state_bytes[i]);
+                           p->class->name, p->picture_bytes);
     }
     return HD_OK;
 }
@@ -86,9 +72,10 @@ hd_status hd_beside_run_room(hd_beside_run *b, int64_t pictures)
 hd_status hd_beside_run_begin(hd_beside_run *b, hd_begin_ctx *ctx)
 {
     for (int64_t i = 0; i < b->run->processors; i++) {
-        const run_processor *p = &b->run->processor[i];
+        run_processor *p = &b->run->processor[i];
         if (!p->class->begin) continue;
         ctx->params = p->params;
+        ctx->state_bytes = &p->picture_bytes;
         ctx->node = p->node;
         ctx->first_step = p->first_step;
         ctx->end_step = p->end_step;
@@ -99,8 +86,10 @@ hd_status hd_beside_run_begin(hd_beside_run *b, hd_begin_ctx *ctx)
 
 void hd_beside_run_restart(hd_beside_run *b)
 {
-    for (int64_t i = 0; i < b->run->processors; i++)
-        if (b->state[i]) memset(b->state[i], 0, b->state_bytes[i] * (size_t)b->pictures);
+    for (int64_t i = 0; i < b->run->processors; i++) {
+        const run_processor *p = &b->run->processor[i];
+        if (p->picture_state) memset(p->picture_state, 0, p->picture_bytes * (size_t)b->pictures);
+    }
 }
 
 static bool acts(const run_processor *p, int64_t step)
@@ -119,14 +108,19 @@ bool hd_beside_run_wants_x0(const hd_beside_run *b, int64_t step)
 
 typedef hd_status (*beside_hook)(const hd_beside_ctx *ctx);
 
-static hd_status call(const hd_beside_run *b, hd_beside_ctx *ctx, int64_t i, beside_hook hook)
+static void point(const hd_beside_run *b, hd_beside_ctx *ctx, int64_t i)
 {
     const run_processor *p = &b->run->processor[i];
     ctx->params = p->params;
     ctx->run = b->run;
     ctx->processor = (int)i;
-    ctx->state = b->state[i] ? b->state[i] + b->state_bytes[i] * (size_t)ctx->picture : NULL;
-    return place(p, hook(ctx));
+    ctx->state = hd_run_picture_state(p, ctx->picture);
+}
+
+static hd_status call(const hd_beside_run *b, hd_beside_ctx *ctx, int64_t i, beside_hook hook)
+{
+    point(b, ctx, i);
+    return place(&b->run->processor[i], hook(ctx));
 }
 
 hd_status hd_beside_run_latent(hd_beside_run *b, hd_beside_ctx *ctx)
@@ -179,6 +173,25 @@ hd_status hd_beside_run_add(hd_beside_run *b, hd_beside_ctx *ctx, int number)
     return HD_OK;
 }
 
+bool hd_beside_run_shows(const hd_beside_run *b)
+{
+    for (int64_t i = 0; i < b->run->processors; i++)
+        if (b->run->processor[i].class->show) return true;
+    return false;
+}
+
+hd_status hd_beside_run_show(hd_beside_run *b, hd_beside_ctx *ctx, hd_shown_list *list)
+{
+    for (int64_t i = 0; i < b->run->processors; i++) {
+        const run_processor *p = &b->run->processor[i];
+        if (!p->class->show) continue;
+        point(b, ctx, i);
+        const hd_show_ctx show = {ctx, list};
+        HD_TRY(place(p, p->class->show(&show)));
+    }
+    return HD_OK;
+}
+
 static bool tells_apart(const run_processor *p, const hd_rows *rows, const int64_t *twin)
 {
     bool active[HD_MAX_ROWS];
@@ -213,7 +226,8 @@ bool hd_beside_run_describe(const hd_beside_run *b, int64_t processor, const cha
                  {"latent", p->class->latent != NULL},
                  {"x0", p->class->x0 != NULL},
                  {"guidance", p->class->guidance != NULL},
-                 {"feature", p->class->feature != NULL}};
+                 {"feature", p->class->feature != NULL},
+                 {"show", p->class->show != NULL}};
     *name = p->class->name;
     *first = p->first_step;
     *end = p->end_step;

@@ -1,6 +1,6 @@
 /* engine/attention/beside_run.h: calls the hooks beside the attention call, for pipelines.
  *
- * Life: create beside the attention run; ask; (the pipeline makes the rows) room; begin; then per
+ * Life: create beside the attention run; ask; (the pipeline makes the rows) begin; room; then per
  * group of pictures restart and the hooks of each call. */
 #ifndef HD_ENGINE_ATTENTION_BESIDE_RUN_H
 #define HD_ENGINE_ATTENTION_BESIDE_RUN_H
@@ -20,10 +20,10 @@ void hd_beside_run_free(hd_beside_run *beside);
  * here.
  */
 HD_CHECKED hd_status hd_beside_run_ask(hd_beside_run *beside, hd_branches_ctx *ctx);
+/* Every processor's begin hook: ctx holds all but params, node, steps and state_bytes. */
+HD_CHECKED hd_status hd_beside_run_begin(hd_beside_run *beside, hd_begin_ctx *ctx);
 /* State for so many pictures at once. */
 HD_CHECKED hd_status hd_beside_run_room(hd_beside_run *beside, int64_t pictures);
-/* Every processor's begin hook: ctx holds all but params, node and steps. */
-HD_CHECKED hd_status hd_beside_run_begin(hd_beside_run *beside, hd_begin_ctx *ctx);
 /* The next pictures begin: all state is zero. */
 void hd_beside_run_restart(hd_beside_run *beside);
 
@@ -40,6 +40,12 @@ HD_CHECKED hd_status hd_beside_run_guess(hd_beside_run *beside, hd_beside_ctx *c
                                          bool *made);
 /* Then the terms that the others add. */
 HD_CHECKED hd_status hd_beside_run_add(hd_beside_run *beside, hd_beside_ctx *ctx, int number);
+
+/* Has any processor something to show? */
+bool hd_beside_run_shows(const hd_beside_run *beside);
+/* Every show hook, for the branch that ctx->branch names; ctx as for the other hooks. */
+HD_CHECKED hd_status hd_beside_run_show(hd_beside_run *beside, hd_beside_ctx *ctx,
+                                        hd_shown_list *list);
 
 /* The path of the first site, in the order the network met them, where a processor may do something
  * else to a row than to twin[row], which equals it until then; NULL: nowhere. After a dry pass. */

@@ -15,7 +15,7 @@ typedef struct call_link {
     hd_hook_ctx ctx;
     hd_pass pass[HD_MAX_PASSES];
     bool active[HD_MAX_ROWS];
-    void *state[HD_MAX_ROWS];
+    void *state[HD_MAX_ROWS], *picture_state[HD_MAX_ROWS];
     int64_t first_indicator;
 } call_link;
 

@@ -85,7 +85,8 @@ typedef struct hd_hook_ctx {
     void *made;         // prepare's
     void *const *state; // [B]: the row's own state, shared by rows of the same picture, branch and
                         // role over the steps
-    hd_pass *pass;      // those asked for in prepare, in that order
+    void *const *picture_state; // [B]: the state of the row's picture (hd_branches_ctx.state_bytes)
+    hd_pass *pass;              // those asked for in prepare, in that order
 } hd_hook_ctx;
 
 /* What a tokens hook may change. Tensors named in the class's `edits` are private copies in the
@@ -187,6 +188,7 @@ typedef struct hd_processor_class {
     hd_status (*guidance)(const hd_beside_ctx *ctx); // the branches it asked for: instead of the
                                                      // combination; else after it, to add a term
     hd_status (*feature)(const hd_feature_ctx *ctx, hd_tensor x);
+    hd_status (*show)(const hd_show_ctx *ctx);
     bool rows_alike; // its call hooks do the same to every active row, whoever it is: rows that are
                      // equal before stay equal
 } hd_processor_class;

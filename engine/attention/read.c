@@ -174,4 +174,5 @@ void hd_run_clear_processor(run_processor *p)
     free(p->params);
     free(p->site);
     free(p->branch);
+    free(p->picture_state);
 }

@@ -20,6 +20,8 @@ typedef struct run_processor {
     int64_t branches; // 0: every row
     int64_t first_step, end_step;
     bool met_site, met_row;
+    size_t picture_bytes; // state beside the call: of each picture
+    unsigned char *picture_state;
 } run_processor;
 
 /* State of one row's name at one site; rows of later steps find it by picture, branch and role. */
@@ -76,6 +78,11 @@ bool hd_run_active(const run_processor *p, const hd_forward *forward, bool *acti
 HD_CHECKED hd_status hd_run_check_chain(const run_site *site, const hd_rows *rows);
 /* Is there a step, and a row among `rows`, in which both act? rows NULL: any row. */
 bool hd_run_meet(const run_processor *a, const run_processor *b, const hd_rows *rows);
+/* The state of a picture, by its number; NULL: it has none. */
+static inline void *hd_run_picture_state(const run_processor *p, int64_t picture)
+{
+    return p->picture_state ? p->picture_state + p->picture_bytes * (size_t)picture : NULL;
+}
 /* Has the class hooks of the attention call, and not only beside it? */
 bool hd_run_has_call_hooks(const hd_processor_class *class);
 bool hd_run_selects_row(const run_processor *p, const hd_row *row);

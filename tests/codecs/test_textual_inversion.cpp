@@ -16,8 +16,7 @@ struct Tokenizer {
     hd_tokenizer *base = nullptr, *extended = nullptr;
     Tokenizer()
     {
-        REQUIRE_OK(
-            hd_tokenizer_open(&base, source_path("models/starter-image/tokenizer").c_str()));
+        REQUIRE_OK(hd_tokenizer_open(&base, source_path("models/starter-image/tokenizer").c_str()));
     }
     ~Tokenizer()
     {
@@ -62,7 +61,10 @@ TEST_CASE("textual_inversion: both layouts, one vector and several", "[codecs][e
         {"cat.safetensors", {raw_f32("<cat>", {2, 3}, values)}, nullptr, "<cat>", 2},
         {"cat.safetensors", {raw_f32("<cat>", {2, 3}, values)}, "<dog>", "<dog>", 2},
         {"cat.safetensors", {raw_f32("<cat>", {6}, values)}, nullptr, "<cat>", 1},
-        {"learned.v1.safetensors", {raw_f32("emb_params", {2, 3}, values)}, nullptr, "learned.v1",
+        {"learned.v1.safetensors",
+         {raw_f32("emb_params", {2, 3}, values)},
+         nullptr,
+         "learned.v1",
          2},
         {"x.safetensors",
          {raw_f32("string_to_param.*", {2, 3}, values), raw_f32("step", {1}, {500})},
@@ -81,15 +83,16 @@ TEST_CASE("textual_inversion: both layouts, one vector and several", "[codecs][e
         hd_textual_inversion_clear(&t);
     }
     // halves hold what they hold
-    std::string halves = raw_safetensors({{"<h>", "F16", {1, 2}, std::string("\x00\x3c\x00\xc0", 4)}});
+    std::string halves =
+        raw_safetensors({{"<h>", "F16", {1, 2}, std::string("\x00\x3c\x00\xc0", 4)}});
     hd_textual_inversion t;
-    REQUIRE_OK(hd_textual_inversion_open(&t, folder.write("h.safetensors", halves).c_str(), nullptr,
-                                         2));
+    REQUIRE_OK(
+        hd_textual_inversion_open(&t, folder.write("h.safetensors", halves).c_str(), nullptr, 2));
     CHECK(t.vectors[0] == 1.0f);
     CHECK(t.vectors[1] == -2.0f);
     hd_textual_inversion_clear(&t);
-    std::string path = folder.write("a.safetensors",
-                                    raw_safetensors({raw_f32("<cat>", {2, 3}, values)}));
+    std::string path =
+        folder.write("a.safetensors", raw_safetensors({raw_f32("<cat>", {2, 3}, values)}));
     CHECK(fail_each_allocation([&] {
               hd_status status = hd_textual_inversion_open(&t, path.c_str(), nullptr, 3);
               if (status == HD_OK) hd_textual_inversion_clear(&t);
@@ -127,7 +130,9 @@ TEST_CASE("textual_inversion: what is no embedding for this model is refused by 
          {"<cat>", "must be F32, F16 or BF16"}},
         {sound.substr(0, sound.size() - 5), HD_ERR_FORMAT, {"<cat>"}},
         {sound.substr(0, 30), HD_ERR_FORMAT, {"is it cut"}},
-        {"PK\3\4" + zero_bytes(60), HD_ERR_UNSUPPORTED, {"pickle", "tools/pickle_to_safetensors.py"}},
+        {"PK\3\4" + zero_bytes(60),
+         HD_ERR_UNSUPPORTED,
+         {"pickle", "tools/pickle_to_safetensors.py"}},
         {"\x80\x02}q" + zero_bytes(60), HD_ERR_UNSUPPORTED, {"pickle"}},
     };
     for (const auto &c : cases) {

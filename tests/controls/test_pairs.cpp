@@ -26,6 +26,7 @@ struct Row {
 const char *const source_branch = R"("source": {"prompt": "a big red fish at night"})";
 
 const Row rows[] = {
+    {"attention_masks", "", "", true},
     {"prompt_to_prompt",
      R"(, "cross_replace_steps": 1, "self_replace_steps": 0.5, "self_min_factor": 2)",
      source_branch},

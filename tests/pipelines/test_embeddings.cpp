@@ -35,8 +35,8 @@ TEST_CASE("embeddings: a run draws what diffusers draws with the same files",
     Fixture truth = fixture_open("learned/answers.safetensors");
     const FixtureTensor &latents = truth.at("latents_words");
     auto draw = [&](const std::string &more) {
-        auto result = context.run(
-            tiny(more + ", \"latents_out\": \"" + folder.path("x.safetensors") + "\""));
+        auto result =
+            context.run(tiny(more + ", \"latents_out\": \"" + folder.path("x.safetensors") + "\""));
         Fixture ours = fixture_open(
             std::filesystem::relative(folder.path("x.safetensors"), fixture_path("")).string());
         REQUIRE(ours.at("latents").shape == latents.shape);

@@ -1,8 +1,8 @@
-/* benchmark/canvas.h: lines, discs and short texts, drawn as SVG or into a picture. */
-#ifndef HD_BENCHMARK_CANVAS_H
-#define HD_BENCHMARK_CANVAS_H
+/* codecs/canvas.h: lines, discs and short texts, drawn as SVG or into a picture. */
+#ifndef HD_CODECS_CANVAS_H
+#define HD_CODECS_CANVAS_H
 
-#include "base/status.h"
+#include "codecs/image.h"
 
 HD_BEGIN_DECLS
 
@@ -26,6 +26,12 @@ void hd_canvas_disc(hd_canvas *c, double x, double y, double radius, hd_color co
 void hd_canvas_text(hd_canvas *c, double x, double y, double size, hd_text_anchor anchor,
                     hd_color color, const char *text);
 
+/* An RGB picture [height, width, 3], each of its pixels a square of factor x factor; what sticks
+ * out is left out. Not in SVG. */
+void hd_canvas_picture(hd_canvas *c, int x, int y, int factor, const hd_image *picture);
+
+/* What was drawn so far; NULL: it is SVG. Borrowed. */
+const hd_image *hd_canvas_image(const hd_canvas *canvas);
 /* As what it was made: SVG or PNG. */
 HD_CHECKED hd_status hd_canvas_write(hd_canvas *canvas, const char *path);
 

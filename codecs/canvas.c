@@ -1,6 +1,6 @@
-/* benchmark/canvas.c: the same few shapes for two outputs: SVG text, and pixels whose coverage is
+/* codecs/canvas.c: the same few shapes for two outputs: SVG text, and pixels whose coverage is
  * taken from their distance to the shape. */
-#include "benchmark/canvas.h"
+#include "codecs/canvas.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -8,7 +8,7 @@
 #include <string.h>
 
 #include "base/output.h"
-#include "benchmark/canvas_font.h"
+#include "codecs/canvas_font.h"
 #include "codecs/png.h"
 
 struct hd_canvas {
@@ -166,6 +166,24 @@ void hd_canvas_text(hd_canvas *c, double x, double y, double size, hd_text_ancho
     x -= anchor == HD_TEXT_MIDDLE ? width / 2 : anchor == HD_TEXT_RIGHT ? width : 0;
     for (; *text; text++, x += step)
         draw_glyph(&c->image, hd_canvas_glyph(*text), x, y, unit, color);
+}
+
+void hd_canvas_picture(hd_canvas *c, int x, int y, int factor, const hd_image *picture)
+{
+    for (int row = 0; !c->svg && row < picture->height * factor; row++)
+        for (int column = 0; column < picture->width * factor; column++) {
+            if (y + row >= c->image.height || x + column >= c->image.width) continue;
+            memcpy(c->image.rgb +
+                       3 * ((size_t)(y + row) * (size_t)c->image.width + (size_t)(x + column)),
+                   picture->rgb + 3 * ((size_t)(row / factor) * (size_t)picture->width +
+                                       (size_t)(column / factor)),
+                   3);
+        }
+}
+
+const hd_image *hd_canvas_image(const hd_canvas *c)
+{
+    return c->svg ? NULL : &c->image;
 }
 
 static hd_status write_svg(hd_canvas *c, const char *path)

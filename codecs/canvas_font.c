@@ -1,10 +1,11 @@
-/* benchmark/canvas_font.c: a stroke font of our own. */
-#include "benchmark/canvas_font.h"
+/* codecs/canvas_font.c: a stroke font of our own. */
+#include "codecs/canvas_font.h"
 
 static const char *const glyphs[128] = {
     [' '] = "",
     ['!'] = "2024 2626",
     ['"'] = "1012 3032",
+    ['#'] = "1016 3036 0242 0444",
     ['%'] = "4006 0010110100 3545463635",
     ['\''] = "2022",
     ['('] = "30212536",
