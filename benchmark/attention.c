@@ -135,7 +135,8 @@ static hd_status run_row(comparison *c, hd_bench_report *report, hd_bench_row *r
     trial t = {.c = c};
     t.result = hd_bench_report_add(report, row->label, row->json);
     if (!t.result) return hd_fail(HD_ERR_NOMEM, "bench: no memory for a result");
-    hd_status status = hd_bench_calibrate(row, c->o, c->who);
+    hd_bench_other other = {c->o, c->who};
+    hd_status status = hd_bench_calibrate(row, c->o->list, c->o->ex, hd_bench_dense_other, &other);
     if (status == HD_OK) status = measure_row(&t, row);
     hd_arena_free(t.ex.arena);
     hd_attention_run_free(t.run);

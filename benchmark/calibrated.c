@@ -1,4 +1,4 @@
-/* benchmark/calibrated.c: calibration of one attention layer. */
+/* benchmark/calibrated.c: calibration of what a row is going to be measured on. */
 #include "benchmark/calibrated.h"
 
 #include <stdio.h>
@@ -25,37 +25,50 @@ static const hd_json *find_paro(const hd_bench_row *row)
     return NULL;
 }
 
+bool hd_bench_row_needs_calibration(const hd_bench_row *row)
+{
+    return find_paro(row) != NULL;
+}
+
 bool hd_bench_needs_calibration(const hd_bench_rows *rows)
 {
     for (int64_t i = 0; i < rows->count; i++)
-        if (find_paro(&rows->row[i])) return true;
+        if (hd_bench_row_needs_calibration(&rows->row[i])) return true;
     return false;
 }
 
-static hd_status look_on(hd_calibrate_watch *watch, const hd_bench_attention_options *o,
-                         const hd_row *who)
+hd_status hd_bench_dense_other(void *user, const hd_exec *ex, hd_attention_run *run)
 {
+    const hd_bench_other *other = user;
+    const hd_bench_attention_options *o = other->options;
     const hd_bench_inputs *in = o->other ? o->other : o->inputs;
-    const hd_tensor v = in->v;
-    hd_attention_run *run = NULL;
-    hd_exec ex = *o->ex;
-    hd_tensor out = hd_tensor_of(NULL, v.dtype, hd_tensor_shape(v));
-    out.data = aligned_alloc(64, ((size_t)hd_tensor_bytes(v) + 63) & ~(size_t)63);
+    hd_tensor out = hd_tensor_of(NULL, in->v.dtype, hd_tensor_shape(in->v));
+    out.data = aligned_alloc(64, ((size_t)hd_tensor_bytes(out) + 63) & ~(size_t)63);
     if (!out.data) return hd_fail(HD_ERR_NOMEM, "bench: no memory for a calibration");
-    hd_status status = hd_attention_run_create(&run, o->list, NULL, 1);
+    hd_status status = hd_bench_call(o, in, run, other->who, out, ex);
+    free(out.data);
+    return status;
+}
+
+static hd_status look_on(hd_calibrate_watch *watch, const hd_processor_list *list,
+                         const hd_exec *shared, hd_bench_dense dense, void *user)
+{
+    hd_attention_run *run = NULL;
+    hd_exec ex = *shared;
+    ex.arena = NULL;
+    hd_status status = hd_attention_run_create(&run, list, NULL, 1);
     if (status == HD_OK) hd_attention_run_watch(run, hd_calibrate_watch_see, watch);
     if (status == HD_OK) status = hd_arena_create_measuring(&ex.arena);
     ex.recording = true;
-    if (status == HD_OK) status = hd_bench_call(o, in, run, who, out, &ex);
+    if (status == HD_OK) status = dense(user, &ex, run);
     const size_t bytes = status == HD_OK ? hd_arena_peak_bytes(ex.arena) : 0;
     hd_arena_free(ex.arena);
     ex.arena = NULL;
     ex.recording = false;
     if (status == HD_OK) status = hd_arena_create(&ex.arena, bytes);
-    if (status == HD_OK) status = hd_bench_call(o, in, run, who, out, &ex);
+    if (status == HD_OK) status = dense(user, &ex, run);
     hd_arena_free(ex.arena);
     hd_attention_run_free(run);
-    free(out.data);
     return status;
 }
 
@@ -100,8 +113,8 @@ static hd_status write_plan(hd_bench_row *row, const hd_json *paro, hd_plan_file
     return put_plan(row, paro, path);
 }
 
-hd_status hd_bench_calibrate(hd_bench_row *row, const hd_bench_attention_options *options,
-                             const hd_row *who)
+hd_status hd_bench_calibrate(hd_bench_row *row, const hd_processor_list *list, const hd_exec *ex,
+                             hd_bench_dense dense, void *user)
 {
     const hd_json *paro = find_paro(row);
     hd_calibrate_watch *watch = NULL;
@@ -109,7 +122,7 @@ hd_status hd_bench_calibrate(hd_bench_row *row, const hd_bench_attention_options
     hd_calibration_report report;
     if (!paro) return HD_OK;
     hd_status status = hd_calibrate_watch_create(&watch, paro, 0);
-    if (status == HD_OK) status = look_on(watch, options, who);
+    if (status == HD_OK) status = look_on(watch, list, ex, dense, user);
     if (status == HD_OK) status = hd_calibrate_watch_finish(watch, &file, &report);
     if (status == HD_OK) status = write_plan(row, paro, file);
     hd_plan_file_free(file);

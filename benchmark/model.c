@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "benchmark/calibrated.h"
 #include "benchmark/errors.h"
 #include "benchmark/model_step.h"
 #include "benchmark/watch.h"
@@ -169,13 +170,32 @@ static hd_status measure_row(trial *t)
     return measure_pictures(t);
 }
 
-static hd_status run_row(comparison *c, const hd_bench_row *row)
+static hd_status dense_step(void *user, const hd_exec *ex, hd_attention_run *run)
 {
-    const hd_json *chain = hd_json_root(row->doc);
-    trial t = {.c = c, .chain = hd_json_count(chain) ? chain : NULL};
+    return hd_model_step_run(user, ex, run, NULL);
+}
+
+// The step of another noise: a plan is not to be measured on what it was made from.
+static hd_status calibrate(const comparison *c, hd_bench_row *row)
+{
+    hd_bench_model_options options = *c->o;
+    hd_model_step other;
+    options.seed++;
+    hd_status status = hd_model_step_begin(&other, &options);
+    if (status == HD_OK) status = hd_bench_calibrate(row, c->o->list, c->o->ex, dense_step, &other);
+    hd_model_step_end(&other);
+    return status;
+}
+
+static hd_status run_row(comparison *c, hd_bench_row *row)
+{
+    trial t = {.c = c};
     t.result = hd_bench_report_add(c->report, row->label, row->json);
     if (!t.result) return hd_fail(HD_ERR_NOMEM, "bench: no memory for a result");
-    hd_status status = measure_row(&t);
+    hd_status status = hd_bench_row_needs_calibration(row) ? calibrate(c, row) : HD_OK;
+    const hd_json *chain = hd_json_root(row->doc);
+    t.chain = hd_json_count(chain) ? chain : NULL;
+    if (status == HD_OK) status = measure_row(&t);
     hd_arena_free(t.ex.arena);
     hd_attention_run_free(t.run);
     if (status == HD_ERR_CANCELLED || (status != HD_OK && c->report->count == 1)) {

@@ -201,8 +201,6 @@ static hd_status add_defaults(const reader *r, const char *only, int64_t *added)
         const char *use;
         status = hd_json_to_string(hd_json_get(row, "use"), &use);
         if (status != HD_OK || (only && strcmp(only, use) != 0) || !known(r->list, use)) continue;
-        // a network's plan file comes from heddle calibrate: nobody has made one
-        if (r->keep_sites && !only && strcmp(use, "paro") == 0) continue;
         status = add_chain(r, row);
         *added += 1;
     }

@@ -4,6 +4,7 @@
 
 #include "benchmark/model.h"
 #include "controls/all.h"
+#include "sparse/all.h"
 #include "support/catch.h"
 #include "support/fixture.h"
 #include "support/run.h"
@@ -18,16 +19,16 @@ struct Comparison {
     hd_bench_report report{};
     hd_bench_model_options o{};
 
-    explicit Comparison(const char *rows_text)
+    explicit Comparison(const char *rows_text, const hd_processor_list *list = &hd_all_controls)
     {
         const std::string path = source_path("models/starter-image");
         REQUIRE_OK(hd_model_open(&model, &run, path.c_str(), HD_PRECISION_F32, nullptr, nullptr));
         hd_bench_shape shape;
         REQUIRE_OK(hd_bench_model_shape(&shape, model, 0, 0));
         CHECK(shape.grid[1] == 16);
-        REQUIRE_OK(hd_bench_rows_read(&rows, rows_text, &shape, true, &hd_all_controls));
+        REQUIRE_OK(hd_bench_rows_read(&rows, rows_text, &shape, true, list));
         o.model = model, o.prompt = "a red fish", o.seed = 3, o.steps = 2;
-        o.rows = &rows, o.list = &hd_all_controls, o.ex = &run.exec, o.repeats = 1;
+        o.rows = &rows, o.list = list, o.ex = &run.exec, o.repeats = 1;
     }
     ~Comparison()
     {
@@ -59,6 +60,26 @@ TEST_CASE("bench model: error of a step and of pictures", "[bench]")
     CHECK(sharp[HD_BENCH_PSNR] > 5);
     CHECK(sharp[HD_BENCH_PSNR] < 60);
     CHECK(sharp[HD_BENCH_SSIM] < 1);
+}
+
+TEST_CASE("bench model: paro gets the plan it lacks", "[bench][paro]")
+{
+    Comparison c(R"([{"use": "paro", "density": 0.5, "force_last": false, "sites": ["** self"]},
+                     {"use": "paro", "density": 1, "sites": ["** self"]}])",
+                 &hd_all_accelerators);
+    c.o.pictures = 1;
+    REQUIRE_OK(hd_bench_model(&c.report, &c.o));
+    REQUIRE(c.report.count == 3);
+    for (int i = 1; i < 3; i++) {
+        INFO(c.report.result[i].why);
+        REQUIRE(c.report.result[i].status == HD_OK);
+    }
+    const double *half = c.report.result[1].figure, *full = c.report.result[2].figure;
+    CHECK(half[HD_BENCH_DENSITY] < 1);
+    CHECK(half[HD_BENCH_REL_L1] > 1e-6);
+    CHECK(half[HD_BENCH_PSNR] < 60);
+    CHECK(full[HD_BENCH_DENSITY] == 1);
+    CHECK(full[HD_BENCH_REL_L1] < 1e-5);
 }
 
 TEST_CASE("bench model: what cannot be done is said", "[bench]")
