@@ -75,7 +75,8 @@ int main(int argc, char **argv)
     hd_exec ex = {.has = hd_cpu_features()};
     hd_status status = hd_pool_create(&ex.pool, atoi(argv[1]));
     if (status == HD_OK) status = hd_arena_create(&ex.arena, (size_t)1 << 30);
-    if (status == HD_OK) status = measure(&ex, dtype, atoll(argv[2]), atoll(argv[3]), atoi(argv[5]));
+    if (status == HD_OK)
+        status = measure(&ex, dtype, atoll(argv[2]), atoll(argv[3]), atoi(argv[5]));
     if (status != HD_OK) fprintf(stderr, "bench_dense: %s\n", hd_message());
     hd_pool_free(ex.pool);
     hd_arena_free(ex.arena);

@@ -138,6 +138,11 @@ typedef struct xattention_room {
     hd_plan *plan;
 } xattention_room;
 
+static int64_t heads_together(const xattention_site *site)
+{
+    return site->heads < HD_XATTENTION_HEADS ? site->heads : HD_XATTENTION_HEADS;
+}
+
 static void lists_and_plan(xattention_room *r, hd_room *room, const xattention_site *site)
 {
     r->lists = hd_lists_take(room, site->heads, site->tiling->tiles, site->tiling->tiles);
@@ -151,7 +156,8 @@ static xattention_room xattention_take(hd_room *row_room, hd_room *shared,
 {
     const int64_t tiles = site->tiling->tiles;
     xattention_room r;
-    r.score = hd_xattention_room_take(shared, site->tiling, &site->groups, p->score != 0, dim);
+    r.score = hd_xattention_room_take(shared, site->tiling, &site->groups, p->score != 0,
+                                      heads_together(site), dim);
     r.weight = hd_room_take(shared, HD_PLANNER_SHARES * tiles, sizeof *r.weight);
     r.index = hd_room_take(shared, HD_PLANNER_SHARES * tiles, sizeof *r.index);
     r.sort = hd_room_take(shared, HD_PLANNER_SHARES * 2 * tiles, sizeof *r.sort);
@@ -240,16 +246,17 @@ typedef struct select_work {
     const xattention *p;
     const xattention_site *site;
     const xattention_room *room;
-    int64_t head;
+    int64_t first_head; // of those that are scored together
 } select_work;
 
 // The tiles that one query tile keeps.
-static hd_status select_row(void *arg, int64_t query_tile, const float *weight, int64_t share)
+static hd_status select_row(void *arg, int64_t head, int64_t query_tile, const float *weight,
+                            int64_t share)
 {
     const select_work *w = arg;
     const int64_t tiles = w->site->tiling->tiles;
-    const double tau = w->site->tau[w->head];
-    uint64_t *kept = w->room->kept + (w->head * tiles + query_tile) * w->site->words;
+    const double tau = w->site->tau[w->first_head + head];
+    uint64_t *kept = w->room->kept + ((w->first_head + head) * tiles + query_tile) * w->site->words;
     int32_t *index = w->room->index + share * tiles;
     int64_t most = (int64_t)((double)w->p->rho_max * (double)tiles + 1e-6);
     hd_select_order(index, weight, tiles, w->room->sort + share * 2 * tiles);
@@ -275,11 +282,16 @@ static hd_status xattention_row_plan(const hd_hook_ctx *ctx, const hd_tokens *to
                                          .means = p->score != 0,
                                          .mask_padding = p->mask_padding,
                                          .factor = ctx->call->scale / p->norm};
-    for (int64_t h = 0; h < site->heads; h++) {
-        const hd_planner_tokens q = hd_tiling_tokens(site->tiling, tokens->q, row, h, site->heads);
-        const hd_planner_tokens k = hd_tiling_tokens(site->tiling, tokens->k, row, h, site->heads);
-        select_work w = {p, site, r, h};
-        HD_TRY(hd_xattention_score(&scorer, &r->score, r->weight, &q, &k, select_row, &w));
+    for (int64_t first = 0; first < site->heads; first += HD_XATTENTION_HEADS) {
+        hd_planner_tokens q[HD_XATTENTION_HEADS], k[HD_XATTENTION_HEADS];
+        int64_t heads = 0;
+        for (; heads < HD_XATTENTION_HEADS && first + heads < site->heads; heads++) {
+            const int64_t h = first + heads;
+            q[heads] = hd_tiling_tokens(site->tiling, tokens->q, row, h, site->heads);
+            k[heads] = hd_tiling_tokens(site->tiling, tokens->k, row, h, site->heads);
+        }
+        select_work w = {p, site, r, first};
+        HD_TRY(hd_xattention_score(&scorer, &r->score, r->weight, q, k, heads, select_row, &w));
     }
     return hd_lists_fill(ctx->ex, &r->lists, site->heads, r->kept, r->plan);
 }

@@ -55,14 +55,16 @@ hd_status hd_xattention_groups_make(hd_xattention_groups *out, const hd_tiling *
 }
 
 hd_xattention_room hd_xattention_room_take(hd_room *room, const hd_tiling *t,
-                                           const hd_xattention_groups *g, bool means, int64_t dim)
+                                           const hd_xattention_groups *g, bool means, int64_t heads,
+                                           int64_t dim)
 {
     const int64_t units = means ? dim : g->stride * dim; // of f32: the most there can be
-    hd_xattention_room r = {.key = hd_room_take(room, g->groups * units, sizeof(float))};
+    const int64_t groups = heads * g->groups;
+    hd_xattention_room r = {.key = hd_room_take(room, groups * units, sizeof(float))};
     if (means) {
-        r.mean = hd_room_take(room, g->groups * dim, sizeof(float));
-        r.query_mean = hd_room_take(room, g->groups * dim, sizeof(float));
-        r.query_key = hd_room_take(room, g->groups * dim, sizeof(float));
+        r.mean = hd_room_take(room, groups * dim, sizeof(float));
+        r.query_mean = hd_room_take(room, groups * dim, sizeof(float));
+        r.query_key = hd_room_take(room, groups * dim, sizeof(float));
     }
     r.panel = hd_room_take(room, HD_PLANNER_SHARES * units * LANES, sizeof(float));
     r.tile_max = hd_room_take(room, HD_PLANNER_SHARES * t->tiles * LANES, sizeof(float));
@@ -78,8 +80,9 @@ typedef struct score_work {
     bool pairs;     // units are pairs of bf16
     int64_t units;  // of a group's vector
     int64_t pieces; // tokens of a group's vector: stride, or 1
-    const hd_planner_tokens *query, *key;
-    float *weight; // per share
+    int64_t heads;
+    const hd_planner_tokens *query, *key; // [heads]
+    float *weight;                        // per share
     hd_xattention_row row;
     void *arg;
 } score_work;
@@ -100,32 +103,42 @@ static void write_units(float *to, const void *token, hd_dtype dtype, int64_t di
         to[d] = hd_bf16_to_f32(((const hd_bf16 *)token)[d]);
 }
 
-// Item: the vector of one key group, its tokens side by side.
-static hd_status gather_key(void *arg, int64_t group, int64_t share)
+// The vector of one key group, its tokens side by side.
+static void gather_key(const score_work *w, int64_t head, int64_t group)
 {
-    const score_work *w = arg;
     const hd_xattention_groups *g = w->s->groups;
-    (void)share;
+    const hd_planner_tokens *key = &w->key[head];
     const int64_t piece = w->units / w->pieces, count = group_count(g, group);
-    float *to = w->room->key + group * w->units;
+    float *to = w->room->key + (head * g->groups + group) * w->units;
     for (int64_t t = 0; t < w->pieces; t++, to += piece) {
         if (t < count)
-            write_units(to, hd_planner_token(w->key, g->bound[group] + t), w->key->dtype,
-                        w->key->dim, w->pairs);
+            write_units(to, hd_planner_token(key, g->bound[group] + t), key->dtype, key->dim,
+                        w->pairs);
         else
             memset(to, 0, (size_t)piece * sizeof *to);
     }
+}
+
+enum { ITEM_GROUPS = 8 };
+
+// Item: some key groups of every head; heads of a token lie side by side.
+static hd_status gather_keys(void *arg, int64_t item, int64_t share)
+{
+    const score_work *w = arg;
+    const int64_t first = item * ITEM_GROUPS, groups = w->s->groups->groups;
+    (void)share;
+    for (int64_t group = first; group < first + ITEM_GROUPS && group < groups; group++)
+        for (int64_t head = 0; head < w->heads; head++)
+            gather_key(w, head, group);
     return HD_OK;
 }
 
-// Item: means of one group, as units.
-static hd_status convert_means(void *arg, int64_t group, int64_t share)
+// The means of one group of one head, as units.
+static void convert_mean(const score_work *w, int64_t head, int64_t group)
 {
-    const score_work *w = arg;
-    (void)share;
-    const int64_t dim = w->key->dim;
-    float *mean[2] = {w->room->mean + group * dim, w->room->query_mean + group * dim};
-    float *to[2] = {w->room->key + group * w->units, w->room->query_key + group * w->units};
+    const int64_t dim = w->key->dim, at = head * w->s->groups->groups + group;
+    float *mean[2] = {w->room->mean + at * dim, w->room->query_mean + at * dim};
+    float *to[2] = {w->room->key + at * w->units, w->room->query_key + at * w->units};
     float padded = (float)group_count(w->s->groups, group) / (float)w->s->groups->stride;
     for (int i = 0; i < 2; i++) {
         for (int64_t d = 0; d < dim && !w->s->mask_padding; d++)
@@ -135,24 +148,41 @@ static hd_status convert_means(void *arg, int64_t group, int64_t share)
         else
             memcpy(to[i], mean[i], (size_t)dim * sizeof(float));
     }
+}
+
+// Item: the means of some groups of every head.
+static hd_status make_means(void *arg, int64_t item, int64_t share)
+{
+    const score_work *w = arg;
+    const hd_xattention_groups *g = w->s->groups;
+    const int64_t first = item * ITEM_GROUPS;
+    const int64_t end = first + ITEM_GROUPS < g->groups ? first + ITEM_GROUPS : g->groups;
+    (void)share;
+    hd_planner_means_some(w->kernels, w->room->mean, w->key, w->heads, g->bound, g->groups, first,
+                          end);
+    hd_planner_means_some(w->kernels, w->room->query_mean, w->query, w->heads, g->bound, g->groups,
+                          first, end);
+    for (int64_t head = 0; head < w->heads; head++)
+        for (int64_t group = first; group < end; group++)
+            convert_mean(w, head, group);
     return HD_OK;
 }
 
 static hd_status make_vectors(score_work *w)
 {
-    const hd_xattention_groups *g = w->s->groups;
-    if (!w->s->means) return hd_share_for(w->s->ex, g->groups, gather_key, w);
-    HD_TRY(hd_planner_means(w->s->ex, w->room->mean, w->key, 1, g->bound, g->groups));
-    HD_TRY(hd_planner_means(w->s->ex, w->room->query_mean, w->query, 1, g->bound, g->groups));
-    return hd_share_for(w->s->ex, g->groups, convert_means, w);
+    const int64_t items = (w->s->groups->groups + ITEM_GROUPS - 1) / ITEM_GROUPS;
+    return hd_share_for(w->s->ex, items, w->s->means ? make_means : gather_keys, w);
 }
 
 // Query groups first .. first + count - 1 into lanes; of a sampled group the last token first.
-static void pack_queries(const score_work *w, float *panel, int64_t first, int64_t count)
+static void pack_queries(const score_work *w, float *panel, int64_t head, int64_t first,
+                         int64_t count)
 {
     const hd_xattention_groups *g = w->s->groups;
+    const hd_planner_tokens *query = &w->query[head];
+    const float *mean = w->room->query_key + head * g->groups * w->units;
     const int64_t piece = w->units / w->pieces;
-    const hd_dtype dtype = w->s->means || w->pairs ? HD_F32 : w->query->dtype;
+    const hd_dtype dtype = w->s->means || w->pairs ? HD_F32 : query->dtype;
     const void *token[LANES];
     for (int64_t t = 0; t < w->pieces; t++, panel += piece * LANES) {
         for (int64_t i = 0; i < LANES; i++) {
@@ -160,20 +190,20 @@ static void pack_queries(const score_work *w, float *panel, int64_t first, int64
             token[i] = NULL;
             if (i >= count) continue;
             if (w->s->means)
-                token[i] = w->room->query_key + (first + i) * w->units;
+                token[i] = mean + (first + i) * w->units;
             else if (offset < group_count(g, first + i))
-                token[i] = hd_planner_token(w->query, g->bound[first + i] + offset);
+                token[i] = hd_planner_token(query, g->bound[first + i] + offset);
         }
         w->kernels->pack(panel, token, dtype, piece);
     }
 }
 
 // A cell in which no sampled pair is real: its first query and first key stand for it.
-static float first_pair(const score_work *w, int64_t query_group, int64_t key_group)
+static float first_pair(const score_work *w, int64_t head, int64_t query_group, int64_t key_group)
 {
     const hd_xattention_groups *g = w->s->groups;
-    const void *q = hd_planner_token(w->query, g->bound[query_group]);
-    const void *k = hd_planner_token(w->key, g->bound[key_group]);
+    const void *q = hd_planner_token(&w->query[head], g->bound[query_group]);
+    const void *k = hd_planner_token(&w->key[head], g->bound[key_group]);
     double sum = 0;
     for (int64_t d = 0; d < w->key->dim; d++)
         sum += w->key->dtype == HD_BF16
@@ -184,8 +214,8 @@ static float first_pair(const score_work *w, int64_t query_group, int64_t key_gr
 }
 
 // Sums over fewer than `stride` real pairs become what a mean of those pairs would have given.
-static void mend_short(const score_work *w, float *scores, int64_t key_group, int64_t keys,
-                       int64_t first, int64_t count)
+static void mend_short(const score_work *w, float *scores, int64_t head, int64_t key_group,
+                       int64_t keys, int64_t first, int64_t count)
 {
     const hd_xattention_groups *g = w->s->groups;
     for (int64_t j = 0; j < keys; j++) {
@@ -195,7 +225,7 @@ static void mend_short(const score_work *w, float *scores, int64_t key_group, in
             if (pairs == g->stride) continue;
             float *s = scores + j * LANES + i;
             *s = pairs > 0 ? *s * (float)g->stride / (float)pairs
-                           : first_pair(w, first + i, key_group + j);
+                           : first_pair(w, head, first + i, key_group + j);
         }
     }
 }
@@ -210,21 +240,22 @@ static bool any_short(const hd_xattention_groups *g, int64_t first, int64_t grou
 
 // Maximum and exponential sum of every key tile for the panel's lanes.
 static void panel_tiles(const score_work *w, const float *panel, float *max, float *sum,
-                        int64_t first, int64_t count)
+                        int64_t head, int64_t first, int64_t count)
 {
     const hd_xattention_groups *g = w->s->groups;
     const hd_tiling *t = w->s->tiling;
     const bool short_query = any_short(g, first, count);
     const float factor = w->s->factor * log2e / (w->s->means ? 1.0f : (float)g->stride);
     const int64_t filled = (t->tile + g->stride - 1) / g->stride; // groups of a padded tile
+    const float *keys_of_head = w->room->key + head * g->groups * w->units;
     float scores[LANES * LANES];
     for (int64_t tile = 0; tile < t->tiles; tile++, max += LANES, sum += LANES) {
         const int64_t key = g->tile_start[tile];
         int64_t keys = g->tile_start[tile + 1] - key;
-        w->product(scores, keys, w->room->key + key * w->units, w->units, panel, w->units);
+        w->product(scores, keys, keys_of_head + key * w->units, w->units, panel, w->units);
         const bool mend = w->s->mask_padding && !w->s->means;
         if (mend && (short_query || any_short(g, key, keys)))
-            mend_short(w, scores, key, keys, first, count);
+            mend_short(w, scores, head, key, keys, first, count);
         for (; !w->s->mask_padding && keys < filled; keys++)
             memset(scores + keys * LANES, 0, LANES * sizeof *scores);
         w->kernels->max(max, scores, keys);
@@ -254,20 +285,21 @@ static void panel_shares(const score_work *w, float *max, float *sum)
             sum[j * LANES + i] *= total[i];
 }
 
-// Item: a panel of whole query tiles.
+// Item: a panel of whole query tiles of one head.
 static hd_status score_panel(void *arg, int64_t item, int64_t share)
 {
     const score_work *w = arg;
     const hd_xattention_groups *g = w->s->groups;
     const int64_t tiles = w->s->tiling->tiles;
-    const int64_t from = g->panel_tile[item], to = g->panel_tile[item + 1];
+    const int64_t head = item / g->panels, at = item % g->panels;
+    const int64_t from = g->panel_tile[at], to = g->panel_tile[at + 1];
     const int64_t first = g->tile_start[from], count = g->tile_start[to] - first;
     float *panel = w->room->panel + share * w->units * LANES;
     float *max = w->room->tile_max + share * tiles * LANES;
     float *sum = w->room->tile_sum + share * tiles * LANES;
     float *weight = w->weight + share * tiles;
-    pack_queries(w, panel, first, count);
-    panel_tiles(w, panel, max, sum, first, count);
+    pack_queries(w, panel, head, first, count);
+    panel_tiles(w, panel, max, sum, head, first, count);
     panel_shares(w, max, sum);
     for (int64_t tile = from; tile < to; tile++) {
         const int64_t lane = g->tile_start[tile] - first, end = g->tile_start[tile + 1] - first;
@@ -276,20 +308,22 @@ static hd_status score_panel(void *arg, int64_t item, int64_t share)
             for (int64_t i = lane; i < end; i++)
                 weight[j] += sum[j * LANES + i];
         }
-        HD_TRY(w->row(w->arg, tile, weight, share));
+        HD_TRY(w->row(w->arg, head, tile, weight, share));
     }
     return HD_OK;
 }
 
 hd_status hd_xattention_score(const hd_xattention_scorer *scorer, const hd_xattention_room *room,
                               float *weight, const hd_planner_tokens *query,
-                              const hd_planner_tokens *key, hd_xattention_row row, void *arg)
+                              const hd_planner_tokens *key, int64_t heads, hd_xattention_row row,
+                              void *arg)
 {
     score_work w = {.s = scorer,
                     .room = room,
                     .kernels = hd_planner_kernels_of(scorer->ex),
                     .product = hd_planner_pairs_of(scorer->ex),
                     .pieces = scorer->means ? 1 : scorer->groups->stride,
+                    .heads = heads,
                     .query = query,
                     .key = key,
                     .weight = weight,
@@ -299,5 +333,5 @@ hd_status hd_xattention_score(const hd_xattention_scorer *scorer, const hd_xatte
     if (!w.pairs) w.product = w.kernels->product;
     w.units = w.pieces * key->dim / (w.pairs ? 2 : 1);
     HD_TRY(make_vectors(&w));
-    return hd_share_for(scorer->ex, scorer->groups->panels, score_panel, &w);
+    return hd_share_for(scorer->ex, heads * scorer->groups->panels, score_panel, &w);
 }

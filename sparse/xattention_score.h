@@ -35,30 +35,34 @@ typedef struct hd_xattention_scorer {
     float factor;      // of a mean logit: softmax scale / norm
 } hd_xattention_scorer;
 
-/* Working memory for one head at a time. */
+/* Heads are scored a few at a time: every loop over the pool has a price. */
+enum { HD_XATTENTION_HEADS = 8 };
+
+/* Working memory for so many heads. */
 typedef struct hd_xattention_room {
-    float *key;                 // [groups][units]
-    float *query_mean, *mean;   // [groups][dim], groupmean
-    float *query_key;           // [groups][units], groupmean of bf16
+    float *key;                 // [heads][groups][units]
+    float *query_mean, *mean;   // [heads][groups][dim], groupmean
+    float *query_key;           // [heads][groups][units], groupmean
     float *panel;               // per share: [units][64]
     float *tile_max, *tile_sum; // per share: [tiles][64]
 } hd_xattention_room;
 
 hd_xattention_room hd_xattention_room_take(hd_room *room, const hd_tiling *tiling,
                                            const hd_xattention_groups *groups, bool means,
-                                           int64_t dim);
+                                           int64_t heads, int64_t dim);
 
-/* Called for every query tile, from several threads, different tiles at once: weight [tiles] sums
- * to the number of the tile's groups. */
-typedef hd_status (*hd_xattention_row)(void *arg, int64_t query_tile, const float *weight,
-                                       int64_t share);
+/* Called for every head and query tile, from several threads, different ones at once: weight
+ * [tiles] sums to the number of the tile's groups. */
+typedef hd_status (*hd_xattention_row)(void *arg, int64_t head, int64_t query_tile,
+                                       const float *weight, int64_t share);
 
-/* The weights of one head; `row` gets its rows. weight: per share [tiles]. */
+/* The weights of `heads` heads, at most the room's; `row` gets their rows. weight: per share
+ * [tiles]. */
 HD_CHECKED hd_status hd_xattention_score(const hd_xattention_scorer *scorer,
                                          const hd_xattention_room *room, float *weight,
                                          const hd_planner_tokens *query,
-                                         const hd_planner_tokens *key, hd_xattention_row row,
-                                         void *arg);
+                                         const hd_planner_tokens *key, int64_t heads,
+                                         hd_xattention_row row, void *arg);
 
 HD_END_DECLS
 #endif

@@ -25,10 +25,10 @@ std::vector<std::vector<float>> weights(const hd_exec *ex, PlanInput &in, int64_
     REQUIRE_OK(hd_tiling_create(&tiling, &in.call, options));
     REQUIRE_OK(hd_xattention_groups_make(&groups, tiling, stride));
     hd_room room = {nullptr, 0};
-    hd_xattention_room_take(&room, tiling, &groups, means, in.dim);
+    hd_xattention_room_take(&room, tiling, &groups, means, 1, in.dim);
     char *memory = static_cast<char *>(aligned_alloc(64, (room.used + 127) / 64 * 64));
     room = {memory, 0};
-    hd_xattention_room taken = hd_xattention_room_take(&room, tiling, &groups, means, in.dim);
+    hd_xattention_room taken = hd_xattention_room_take(&room, tiling, &groups, means, 1, in.dim);
     std::vector<float> row((size_t)(HD_PLANNER_SHARES * tiling->tiles));
     struct Found {
         std::vector<std::vector<float>> weight;
@@ -37,12 +37,12 @@ std::vector<std::vector<float>> weights(const hd_exec *ex, PlanInput &in, int64_
     hd_xattention_scorer scorer = {ex, tiling, &groups, means, mask_padding, in.call.scale};
     hd_planner_tokens q = hd_tiling_tokens(tiling, in.call.q, 0, 0, in.heads);
     hd_planner_tokens k = hd_tiling_tokens(tiling, in.call.k, 0, 0, in.heads);
-    auto take = [](void *arg, int64_t tile, const float *weight, int64_t) {
+    auto take = [](void *arg, int64_t, int64_t tile, const float *weight, int64_t) {
         auto &all = static_cast<Found *>(arg)->weight;
         all[(size_t)tile].assign(weight, weight + all.size());
         return HD_OK;
     };
-    REQUIRE_OK(hd_xattention_score(&scorer, &taken, row.data(), &q, &k, take, &found));
+    REQUIRE_OK(hd_xattention_score(&scorer, &taken, row.data(), &q, &k, 1, take, &found));
     free(memory);
     hd_xattention_groups_free(&groups);
     hd_tiling_free(tiling);

@@ -16,5 +16,10 @@ hd_planner_product *hd_planner_pairs_of(const hd_exec *ex);
 HD_CHECKED hd_status hd_planner_means(const hd_exec *ex, float *mean, const hd_planner_tokens *x,
                                       int64_t heads, const int32_t *bound, int64_t tiles);
 
+/* The means of tiles first .. end - 1 alone, on the calling thread. */
+void hd_planner_means_some(const hd_planner_kernels *kernels, float *mean,
+                           const hd_planner_tokens *x, int64_t heads, const int32_t *bound,
+                           int64_t tiles, int64_t first, int64_t end);
+
 HD_END_DECLS
 #endif

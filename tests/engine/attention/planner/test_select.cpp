@@ -2,6 +2,7 @@
 // and the search of a large set's last kept entry against a sort.
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <numeric>
 
 #include "base/exec.h"
@@ -63,6 +64,28 @@ TEST_CASE("planner: means of tiles on every instruction set", "[planner][select]
                 CHECK(mean[(size_t)((h * 4 + (int64_t)t) * dim + d)] ==
                       Approx(sum / (bound[t + 1] - bound[t])).margin(2e-6));
             }
+}
+
+TEST_CASE("planner: means of heads side by side are those of each head alone", "[planner][select]")
+{
+    const hd_dtype dtype = GENERATE(HD_F32, HD_BF16);
+    const int64_t dim = GENERATE(40, 128), heads = 19, tiles = 600, tokens = 3 * tiles;
+    CAPTURE(dim, hd_dtype_name(dtype));
+    Run ex(hd_cpu_features(), 2);
+    Values x = Values::normal(dtype, hd_shape3(tokens, heads, dim), 6);
+    std::vector<int32_t> bound;
+    for (int64_t t = 0; t <= tiles; t++)
+        bound.push_back((int32_t)(t * 3));
+    std::vector<hd_planner_tokens> list;
+    for (int64_t h = 0; h < heads; h++)
+        list.push_back({x.bytes.data() + (size_t)(h * dim) * hd_dtype_size(dtype), dtype,
+                        heads * dim, dim, nullptr});
+    std::vector<float> all((size_t)(heads * tiles * dim)), one((size_t)(tiles * dim));
+    REQUIRE_OK(hd_planner_means(&ex, all.data(), list.data(), heads, bound.data(), tiles));
+    for (int64_t h = 0; h < heads; h++) {
+        REQUIRE_OK(hd_planner_means(&ex, one.data(), &list[(size_t)h], 1, bound.data(), tiles));
+        CHECK(memcmp(one.data(), all.data() + h * tiles * dim, one.size() * sizeof(float)) == 0);
+    }
 }
 
 TEST_CASE("planner: products of means and their softmax on every instruction set",
