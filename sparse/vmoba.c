@@ -273,15 +273,16 @@ static hd_status vmoba_lay_out(const hd_hook_ctx *ctx, const hd_tokens *tokens, 
     const hd_vmoba_shape *s = &site->shape;
     const int64_t queries = tokens->q.dim[1], keys = tokens->k.dim[1];
     const uint64_t *words = r->gates.words;
+    const bool choose = p->layout == VMOBA_AUTO && hd_vmoba_sortable(s);
     bool sorted = p->layout == VMOBA_C;
-    const int64_t plain = hd_vmoba_pairs(s, words, false);
-    if (p->layout == VMOBA_AUTO) // sorting pays only where the queries of a tile disagree
+    int64_t plain = 0;
+    if (choose) { // sorting pays only where the queries of a tile disagree
+        plain = hd_vmoba_pairs(s, words, false);
         sorted = (double)plain > 1.1 * (double)hd_vmoba_pairs(s, words, true);
-    if (sorted) {
-        HD_TRY(hd_vmoba_sort(ctx->ex, s, site->blocks, words, &r->layout, queries, keys));
-        if (p->layout == VMOBA_AUTO)
-            sorted = (double)hd_vmoba_pairs(s, r->layout.words, false) < 0.97 * (double)plain;
     }
+    if (sorted) HD_TRY(hd_vmoba_sort(ctx->ex, s, site->blocks, words, &r->layout, queries, keys));
+    if (sorted && choose)
+        sorted = (double)hd_vmoba_pairs(s, r->layout.words, false) < 0.97 * (double)plain;
     if (sorted) {
         words = r->layout.words;
         r->plan->orders = s->heads;

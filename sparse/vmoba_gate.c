@@ -14,6 +14,7 @@ hd_vmoba_gates hd_vmoba_gates_take(hd_room *room, const hd_vmoba_shape *s, bool 
     const int64_t panels = s->heads * s->panels;
     hd_vmoba_gates g;
     g.mean = hd_room_take(room, s->heads * s->blocks * s->dim, sizeof *g.mean);
+    g.pairs = hd_room_take(room, s->heads * s->blocks * s->dim, sizeof *g.pairs);
     g.query = hd_room_take(room, s->heads, sizeof *g.query);
     g.key = hd_room_take(room, s->heads, sizeof *g.key);
     g.gate = hd_room_take(room, (local ? HD_PLANNER_SHARES : panels) * s->blocks * LANES,
@@ -74,6 +75,7 @@ typedef struct gate_work {
     const hd_vmoba_rule *rule;
     const hd_vmoba_gates *g;
     const hd_planner_kernels *kernels;
+    hd_planner_product *pairs; // products are of bf16 pairs; NULL: of f32
 } gate_work;
 
 // The threshold within one query: lane `lane` of the panel's gates [blocks][64].
@@ -134,18 +136,35 @@ static hd_status gate_panel(void *arg, int64_t item, int64_t share)
     const void *token[LANES];
     for (int64_t i = 0; i < LANES; i++)
         token[i] = first + i < s->ranks ? hd_planner_token(&w->g->query[head], first + i) : NULL;
-    w->kernels->pack(panel, token, w->g->query[head].dtype, s->dim);
-    w->kernels->product(gate, s->blocks, w->g->mean + head * s->blocks * s->dim, s->dim, panel,
-                        s->dim);
+    const int64_t at = head * s->blocks * s->dim, units = s->dim / 2;
+    if (w->pairs) {
+        w->kernels->pack(panel, token, HD_F32, units);
+        w->pairs(gate, s->blocks, (const float *)(w->g->pairs + at), units, panel, units);
+    } else {
+        w->kernels->pack(panel, token, w->g->query[head].dtype, s->dim);
+        w->kernels->product(gate, s->blocks, w->g->mean + at, s->dim, panel, s->dim);
+    }
     if (local) select_panel(w, gate, w->g->words + item * s->blocks, item % s->panels, share);
+    return HD_OK;
+}
+
+// Item: the means of one head.
+static hd_status round_means(void *arg, int64_t head, int thread)
+{
+    const gate_work *w = arg;
+    const int64_t count = w->s->blocks * w->s->dim;
+    (void)thread;
+    hd_convert_f32_to_bf16(w->g->pairs + head * count, w->g->mean + head * count, count);
     return HD_OK;
 }
 
 hd_status hd_vmoba_gate(const hd_exec *ex, const hd_vmoba_shape *s, const hd_vmoba_rule *rule,
                         const hd_vmoba_gates *gates)
 {
-    gate_work w = {s, rule, gates, hd_planner_kernels_of(ex)};
+    gate_work w = {s, rule, gates, hd_planner_kernels_of(ex), NULL};
     HD_TRY(hd_planner_means(ex, gates->mean, gates->key, s->heads, s->bound, s->blocks));
+    if (gates->query->dtype == HD_BF16 && s->dim % 2 == 0) w.pairs = hd_planner_pairs_of(ex);
+    if (w.pairs) HD_TRY(hd_parallel_for(ex->pool, s->heads, round_means, &w));
     return hd_share_for(ex, s->heads * s->panels, gate_panel, &w);
 }
 
@@ -335,7 +354,7 @@ static hd_status select_group(const hd_exec *ex, gate_group *group)
 hd_status hd_vmoba_select(const hd_exec *ex, const hd_vmoba_shape *s, const hd_vmoba_rule *rule,
                           const hd_vmoba_gates *const *row, int64_t rows, hd_radix *radix)
 {
-    const gate_work w = {s, rule, NULL, hd_planner_kernels_of(ex)};
+    const gate_work w = {s, rule, NULL, hd_planner_kernels_of(ex), NULL};
     const int64_t row_step = rule->pool_rows ? rows : 1;
     const int64_t head_step = rule->scope == HD_VMOBA_GLOBAL ? 1 : s->heads;
     const int64_t block_step = rule->scope == HD_VMOBA_BLOCK ? 1 : s->blocks;

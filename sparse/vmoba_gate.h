@@ -34,6 +34,7 @@ typedef struct hd_vmoba_shape {
 
 typedef struct hd_vmoba_gates {
     float *mean;              // [heads][blocks][dim]
+    hd_bf16 *pairs;           // the same, rounded, where queries are bf16
     hd_planner_tokens *query; // [heads]
     hd_planner_tokens *key;   // [heads]
     float *gate;              // [heads][panels][blocks][64]; local: per share [blocks][64]

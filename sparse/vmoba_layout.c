@@ -64,6 +64,13 @@ hd_vmoba_layout hd_vmoba_layout_take(hd_room *room, const hd_vmoba_shape *s,
     return l;
 }
 
+bool hd_vmoba_sortable(const hd_vmoba_shape *s)
+{
+    for (int64_t c = 0; c < s->blocks; c++)
+        if (s->bound[c] / LANES != (s->bound[c + 1] - 1) / LANES) return true;
+    return false;
+}
+
 int64_t hd_vmoba_pairs(const hd_vmoba_shape *s, const uint64_t *words, bool exactly)
 {
     int64_t pairs = 0;
@@ -183,6 +190,21 @@ typedef struct list_work {
     const hd_vmoba_layout *l;
 } list_work;
 
+// Of blocks that are a tile each: no branches, which the processor could not foresee.
+static void list_blocks(hd_visit *to, const uint64_t *words, int64_t row, int64_t blocks,
+                        uint64_t everyone)
+{
+    int64_t at = 0, end = blocks;
+    while (end > 0 && !words[end - 1]) // so that nothing is written behind the last entry
+        end--;
+    for (int64_t c = 0; c < end; c++) {
+        const hd_visit entry = {(int32_t)c,
+                                words[c] == everyone ? HD_VISIT_FULL : (int32_t)(row * blocks + c)};
+        to[at] = entry;
+        at += words[c] != 0;
+    }
+}
+
 static hd_status list_head(void *arg, int64_t head, int thread)
 {
     const list_work *w = arg;
@@ -192,8 +214,13 @@ static hd_status list_head(void *arg, int64_t head, int thread)
         const int64_t row = head * s->panels + p, left = s->ranks - p * LANES;
         const uint64_t everyone = left >= LANES ? ~(uint64_t)0 : ((uint64_t)1 << left) - 1;
         hd_visit *to = w->l->visit + w->l->row_start[row];
+        const uint64_t *words = w->words + row * s->blocks;
+        if (w->tiles->tiles == s->blocks) {
+            list_blocks(to, words, row, s->blocks, everyone);
+            continue;
+        }
         for (int64_t c = 0; c < s->blocks; c++) {
-            const uint64_t word = w->words[row * s->blocks + c];
+            const uint64_t word = words[c];
             if (!word) continue;
             const int32_t mask = word == everyone ? HD_VISIT_FULL : (int32_t)(row * s->blocks + c);
             for (int32_t t = w->tiles->block_start[c]; t < w->tiles->block_start[c + 1]; t++)
@@ -209,8 +236,10 @@ hd_status hd_vmoba_list(const hd_exec *ex, const hd_vmoba_shape *s, const hd_vmo
     int64_t at = 0;
     for (int64_t row = 0; row < s->heads * s->panels; row++) {
         layout->row_start[row] = at;
-        for (int64_t c = 0; c < s->blocks; c++)
-            if (words[row * s->blocks + c]) at += tiles->block_start[c + 1] - tiles->block_start[c];
+        for (int64_t c = 0; c < s->blocks; c++) {
+            const int64_t parts = tiles->block_start[c + 1] - tiles->block_start[c];
+            at += words[row * s->blocks + c] ? parts : 0;
+        }
     }
     layout->row_start[s->heads * s->panels] = at;
     plan->query_tile = LANES;

@@ -41,6 +41,9 @@ hd_vmoba_layout hd_vmoba_layout_take(hd_room *room, const hd_vmoba_shape *shape,
                                      const hd_vmoba_tiles *tiles, bool sorted, int64_t queries,
                                      int64_t keys);
 
+/* Whether sorting can change what a tile of queries keeps: some block lies in several. */
+bool hd_vmoba_sortable(const hd_vmoba_shape *shape);
+
 /* Pairs of query and key that these words make the kernel compute, whole tiles of queries counted;
  * with `exactly` the pairs that are kept. */
 int64_t hd_vmoba_pairs(const hd_vmoba_shape *shape, const uint64_t *words, bool exactly);

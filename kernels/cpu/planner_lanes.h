@@ -12,51 +12,6 @@ LANES_INLINE lanes product_dot(lanes sum, lanes a, lanes b)
 
 #include "kernels/cpu/planner_product.h"
 
-// Longer lists of best rows than this are left to the reference: nobody keeps that many.
-enum { TOP_MOST = 256 };
-
-#ifdef __AVX512F__
-LANES_INLINE uint64_t lanes_bits(lanes_mask m)
-{
-    return m;
-}
-
-LANES_INLINE lanes_mask lanes_above(lanes a, lanes b)
-{
-    return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ);
-}
-
-LANES_INLINE lanes lanes_min(lanes a, lanes b)
-{
-    return _mm512_min_ps(a, b);
-}
-
-LANES_INLINE lanes_mask lanes_number(const int32_t *own, int32_t row)
-{
-    return _mm512_cmpeq_epi32_mask(_mm512_loadu_si512(own), _mm512_set1_epi32(row));
-}
-#else
-LANES_INLINE uint64_t lanes_bits(lanes_mask m)
-{
-    return (uint64_t)(unsigned)_mm256_movemask_ps(_mm256_castsi256_ps(m));
-}
-
-LANES_INLINE lanes_mask lanes_above(lanes a, lanes b)
-{
-    return _mm256_castps_si256(_mm256_cmp_ps(a, b, _CMP_GT_OQ));
-}
-
-LANES_INLINE lanes lanes_min(lanes a, lanes b)
-{
-    return _mm256_min_ps(a, b);
-}
-
-LANES_INLINE lanes_mask lanes_number(const int32_t *own, int32_t row)
-{
-    return _mm256_cmpeq_epi32(_mm256_loadu_si256((const __m256i *)own), _mm256_set1_epi32(row));
-}
-#endif
-
 LANES_INLINE int lanes_left(int64_t n)
 {
     return n < LANES ? (int)n : LANES;
@@ -157,57 +112,4 @@ static void exp_sum(float *sum, const float *scores, int64_t rows, const float *
     }
 }
 
-// One vector of lanes: the last of the best scores first, then a bit for every row above it and for
-// the first few that equal it.
-LANES_INLINE void top_vector(uint64_t *words, const float *scores, int64_t rows, int best_count,
-                             const int32_t *own, int shift)
-{
-    lanes best[TOP_MOST], room = lanes_zero();
-    const lanes none = lanes_set1(-INFINITY), one = lanes_set1(1.0f);
-    for (int j = 0; j < best_count; j++)
-        best[j] = none;
-    for (int64_t r = 0; r < rows && best_count; r++) {
-        lanes x = lanes_load(scores + r * HD_PLANNER_LANES);
-        if (own) x = lanes_select(lanes_number(own, (int32_t)r), none, x);
-        if (!lanes_any_above(x, best[best_count - 1])) continue;
-        for (int j = 0; j < best_count; j++) {
-            lanes high = lanes_max(best[j], x);
-            x = lanes_min(best[j], x);
-            best[j] = high;
-        }
-    }
-    const lanes last = best_count ? best[best_count - 1] : lanes_set1(INFINITY);
-    for (int j = 0; j < best_count; j++) // those that equal the last one
-        room = lanes_add(room, lanes_select(lanes_above(best[j], last), lanes_zero(), one));
-    for (int64_t r = 0; r < rows; r++) {
-        const lanes x = lanes_load(scores + r * HD_PLANNER_LANES);
-        uint64_t mine = own ? lanes_bits(lanes_number(own, (int32_t)r)) : 0;
-        uint64_t taken = lanes_bits(lanes_above(x, last)) | mine;
-        const lanes_mask equal = lanes_equal(x, last);
-        if (lanes_bits(equal) & ~mine) {
-            const lanes_mask fits = lanes_and(equal, lanes_above(room, lanes_zero()));
-            taken |= lanes_bits(fits);
-            lanes less = lanes_select(fits, one, lanes_zero());
-            if (own) less = lanes_select(lanes_number(own, (int32_t)r), lanes_zero(), less);
-            room = lanes_sub(room, less);
-        }
-        words[r] |= taken << shift;
-    }
-}
-
-static void top(uint64_t *words, const float *scores, int64_t rows, int64_t keep,
-                const int32_t *own)
-{
-    int64_t best = own ? keep - 1 : keep;
-    if (best > rows - (own != NULL)) best = rows - (own != NULL);
-    bool everyone = true; // a lane without a row of its own keeps one more: left to the reference
-    for (int i = 0; own && i < HD_PLANNER_LANES; i++)
-        everyone = everyone && own[i] >= 0;
-    if (best > TOP_MOST || !everyone) {
-        hd_planner_reference.top(words, scores, rows, keep, own);
-        return;
-    }
-    memset(words, 0, (size_t)rows * sizeof *words);
-    for (int i = 0; i < HD_PLANNER_LANES; i += LANES)
-        top_vector(words, scores + i, rows, best < 0 ? 0 : (int)best, own ? own + i : NULL, i);
-}
+#include "kernels/cpu/planner_top.h"

@@ -158,10 +158,11 @@ TEST_CASE("planner: the best rows of every lane, ties by index", "[planner][sele
     const int64_t rows = GENERATE(1, 2, 7, 40, 300);
     const int64_t keep = GENERATE(1, 2, 3, 18, 270, 1000);
     const bool owned = GENERATE(false, true);
-    CAPTURE(has, rows, keep, owned);
+    const int levels = GENERATE(4, 1000000); // many equal scores, or hardly any
+    CAPTURE(has, rows, keep, owned, levels);
     Run ex(has);
-    std::vector<float> scores = coarse_values(rows * lanes, 11, 4);
-    scores[0] = -INFINITY;
+    std::vector<float> scores = coarse_values(rows * lanes, 11, levels);
+    if (levels == 4) scores[0] = -INFINITY;
     std::vector<int32_t> own((size_t)lanes);
     for (int i = 0; i < lanes; i++)
         own[(size_t)i] = (int32_t)(i * 5 % rows);
