@@ -64,8 +64,7 @@ hd_status gen_set_rows(generation *g, int64_t call)
 void gen_find_fork(generation *g)
 {
     g->fork_path[0] = 0;
-    int asked;
-    if (!g->rows.forks || hd_features_asked(g->features, 0, &asked)) return;
+    if (!g->rows.forks) return;
     hd_rows rows = {g->rows.count, g->rows.name};
     int64_t twin[HD_MAX_ROWS];
     for (int64_t b = 0; b < g->rows.count; b++) {
@@ -73,7 +72,7 @@ void gen_find_fork(generation *g)
         for (int64_t c = b - 1; c >= 0; c--)
             if (g->rows.from[c] == g->rows.from[b]) twin[b] = c;
     }
-    const char *path = hd_beside_run_fork(g->beside, &rows, twin);
+    const char *path = hd_beside_run_fork(g->beside, g->features, &rows, twin);
     snprintf(g->fork_path, sizeof g->fork_path, "%s", path ? path : "");
 }
 

@@ -134,6 +134,7 @@ static hd_status make_branches(generation *g)
     HD_TRY(hd_beside_run_create(&g->beside, g->attention));
     HD_TRY(hd_features_create(&g->features));
     hd_branches_ctx ctx = {.calls = g->calls,
+                           .sampler = g->sampler,
                            .channels = z->channels,
                            .height = z->latent_height,
                            .width = z->latent_width,

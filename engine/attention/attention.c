@@ -28,6 +28,7 @@ static hd_status enter(edited_call *e, call_link *a)
     a->ctx = (hd_hook_ctx){.params = link->processor->params,
                            .ex = e->ex,
                            .call = &e->call,
+                           .given = e->given,
                            .active = a->active,
                            .scratch = scratch,
                            .made = link->prepared.made,
@@ -62,7 +63,8 @@ static hd_status run_pass(edited_call *e, const call_link *a, const hd_pass *p)
                     .query_len = query_len,
                     .key_len = key_len,
                     .scale = p->scale,
-                    .causal = e->call.causal && !p->query_len && !p->key_len};
+                    .causal = e->call.causal && !p->query_len && !p->key_len,
+                    .lse = p->wants_lse ? p->lse : hd_tensor_none()};
     return hd_sdpa_run(e->ex, &args);
 }
 
@@ -77,13 +79,16 @@ static hd_status run_passes(edited_call *e, call_link *a, hd_pass_when when)
                 lk = p->key_len ? p->key_len : c->k.dim[1];
         p->out = hd_arena_tensor(e->ex->arena, c->q.dtype,
                                  hd_shape4(c->q.dim[0], lq, c->q.dim[2], c->v.dim[3]));
-        if (!p->out.data) return hd_fail(HD_ERR_NOMEM, "attention: the arena is full");
+        if (p->wants_lse)
+            p->lse = hd_arena_tensor(e->ex->arena, HD_F32, hd_shape3(c->q.dim[0], c->q.dim[2], lq));
+        if (!p->out.data || (p->wants_lse && !p->lse.data))
+            return hd_fail(HD_ERR_NOMEM, "attention: the arena is full");
         // the dry pass needs shapes only: those of the call, cut to the pass's lengths
         p->q = c->q, p->k = c->k, p->v = c->v;
         p->q.dim[1] = lq, p->k.dim[1] = p->v.dim[1] = lk;
         p->scale = p->scale != 0.0f ? p->scale : c->scale;
         if (!e->ex->recording) HD_TRY(hd_call_class(a)->pass(&a->ctx, i, p));
-        HD_TRY(run_pass(e, a, p));
+        HD_TRY(p->like_call ? hd_call_like(e, p, a->active) : run_pass(e, a, p));
     }
     return HD_OK;
 }
@@ -196,6 +201,23 @@ static hd_status output_hooks(edited_call *e)
     return HD_OK;
 }
 
+// Rows whose result one processor writes anew and nobody else looks at.
+static void leave_out(edited_call *e)
+{
+    for (int64_t b = 0; b < e->call.q.dim[0] && !e->ex->recording && !e->run->watch; b++) {
+        bool replaced = false;
+        int64_t lookers = 0;
+        for (int64_t i = 0; i < e->count; i++) {
+            const call_link *a = &e->active[i];
+            const hd_processor_class *class = hd_call_class(a);
+            if (!a->active[b]) continue;
+            lookers += class->output || class->probe;
+            replaced |= class->replaces && class->replaces(&a->ctx, b);
+        }
+        e->left_out[b] = replaced && lookers == 1;
+    }
+}
+
 static hd_status run_chain(edited_call *e)
 {
     bool wants_lse = false;
@@ -217,6 +239,7 @@ static hd_status run_chain(edited_call *e)
             hd_arena_tensor(e->ex->arena, HD_F32, hd_shape3(c->q.dim[0], c->q.dim[2], c->q.dim[1]));
         if (!e->lse.data) return hd_fail(HD_ERR_NOMEM, "attention: the arena is full");
     }
+    leave_out(e);
     HD_TRY(hd_call_kernel(e));
     return output_hooks(e);
 }
@@ -265,6 +288,7 @@ hd_status hd_attention(const hd_exec *ex, const hd_attention_call *call)
     edited_call e = {.ex = ex,
                      .run = forward->run,
                      .call = *call,
+                     .given = call,
                      .active = forward->run->active,
                      .own_keys = call->k.dim[1]};
     find_active(&e, site);

@@ -22,12 +22,13 @@ struct hd_sampler;
 
 /* What the `branches` hook is handed: called once, before anything is made. */
 typedef struct hd_branches_ctx {
-    void *params;                    // may be filled further; freed by the class's `clear`
-    const hd_json *node;             // the processor in the preset, for messages
-    int64_t calls;                   // of the network in this run
-    int64_t first_step, end_step;    // the calls that "steps" selects
-    int64_t channels, height, width; // of a latent
-    float guidance;                  // the run's
+    void *params;                     // may be filled further; freed by the class's `clear`
+    const hd_json *node;              // the processor in the preset, for messages
+    int64_t calls;                    // of the network in this run
+    const struct hd_sampler *sampler; // of the run: the levels of its calls are known
+    int64_t first_step, end_step;     // the calls that "steps" selects
+    int64_t channels, height, width;  // of a latent
+    float guidance;                   // the run's
     hd_branches *branches;
     hd_features *features;
     int processor;      // its number

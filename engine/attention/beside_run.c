@@ -204,14 +204,40 @@ static bool tells_apart(const run_processor *p, const hd_rows *rows, const int64
     return false;
 }
 
-const char *hd_beside_run_fork(const hd_beside_run *b, const hd_rows *rows, const int64_t *twin)
+// The first site that tells them apart; the number of sites: none does.
+static int64_t first_site(const hd_attention_run *run, const hd_rows *rows, const int64_t *twin)
 {
-    for (int64_t s = 0; s < b->run->site_count; s++) {
-        const run_site *site = b->run->site[s];
-        for (int64_t l = 0; l < site->links; l++)
-            if (tells_apart(site->link[l].processor, rows, twin)) return site->site.path;
+    for (int64_t s = 0; s < run->site_count; s++)
+        for (int64_t l = 0; l < run->site[s]->links; l++)
+            if (tells_apart(run->site[s]->link[l].processor, rows, twin)) return s;
+    return run->site_count;
+}
+
+static bool tap_tells_apart(const hd_attention_run *run, const hd_features *f, const char *tap,
+                            const hd_rows *rows, const int64_t *twin)
+{
+    const char *path;
+    int asked;
+    for (int64_t w = 0; (path = hd_features_asked(f, w, &asked)); w++) {
+        const run_processor *p = &run->processor[asked];
+        if (p->class->feature && hd_path_matches(path, tap) && tells_apart(p, rows, twin))
+            return true;
     }
-    return NULL;
+    return false;
+}
+
+const char *hd_beside_run_fork(const hd_beside_run *b, const hd_features *features,
+                               const hd_rows *rows, const int64_t *twin)
+{
+    const hd_attention_run *run = b->run;
+    int64_t first = first_site(run, rows, twin), before;
+    const char *tap;
+    for (int64_t t = 0; (before = hd_features_tap(features, t, &tap)) >= 0; t++)
+        if (before <= first && tap_tells_apart(run, features, tap, rows, twin)) {
+            first = before - 1; // rows part before a site's transformer, nowhere else
+            break;
+        }
+    return first >= 0 && first < run->site_count ? run->site[first]->site.path : NULL;
 }
 
 bool hd_beside_run_describe(const hd_beside_run *b, int64_t processor, const char **name,

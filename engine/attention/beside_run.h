@@ -47,10 +47,12 @@ bool hd_beside_run_shows(const hd_beside_run *beside);
 HD_CHECKED hd_status hd_beside_run_show(hd_beside_run *beside, hd_beside_ctx *ctx,
                                         hd_shown_list *list);
 
-/* The path of the first site, in the order the network met them, where a processor may do something
- * else to a row than to twin[row], which equals it until then; NULL: nowhere. After a dry pass. */
-const char *hd_beside_run_fork(const hd_beside_run *beside, const hd_rows *rows,
-                               const int64_t *twin);
+/* The path of the site before which rows that equal others, twin[row], have to part from them: the
+ * first, in the order the network met them, where a processor may do something else to a row than
+ * to its twin, or the last one before the first feature tap that may. NULL: they never part, or
+ * have to from the beginning. After a dry pass; features may be NULL. */
+const char *hd_beside_run_fork(const hd_beside_run *beside, const hd_features *features,
+                               const hd_rows *rows, const int64_t *twin);
 
 /* Which hooks beside the call a processor has, for `inspect`: "branches, latent" into text; returns
  * text. name, first and end: the processor's name and the steps it acts in; false past the end. */

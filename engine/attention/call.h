@@ -24,6 +24,7 @@ typedef struct edited_call {
     const hd_exec *ex;
     const hd_attention_run *run;
     hd_attention_call call;
+    const hd_attention_call *given; // the network's
     call_link *active;
     int64_t count;
     int64_t own_keys; // of the network's call, before others are appended
@@ -34,6 +35,7 @@ typedef struct edited_call {
     hd_tensor indicator, probed;
     const hd_plan *plan[HD_MAX_ROWS];
     bool planned, mapped;
+    bool left_out[HD_MAX_ROWS];  // of the streaming kernel
     uint8_t number[HD_MAX_ROWS]; // which of HD_CALL_NUMBERS
     hd_tensor lse;
     double plan_seconds;
@@ -66,6 +68,8 @@ HD_CHECKED hd_status hd_call_plans(edited_call *e);
 /* e->call.out from all that the hooks left: by the streaming kernel or by the explicit map. */
 HD_CHECKED hd_status hd_call_kernel(edited_call *e);
 HD_CHECKED hd_status hd_call_map(edited_call *e);
+/* A pass of these rows [B] after it, with all that the call has beside its tensors. */
+HD_CHECKED hd_status hd_call_like(const edited_call *e, const hd_pass *pass, const bool *rows);
 
 /* Memory of the arena for `count` elements, filled by the caller unless it is the dry pass. */
 HD_CHECKED hd_status hd_call_take(const edited_call *e, void **out, size_t bytes);

@@ -17,10 +17,15 @@ typedef struct wish {
     bool met;
 } wish;
 
+typedef struct tap {
+    char path[PATH_BYTES];
+    int64_t sites; // attention sites that the run had met before it
+} tap;
+
 struct hd_features {
     int64_t wishes, taps;
     wish *wish;
-    char (*tap)[PATH_BYTES]; // those the network has, as they are met
+    tap *tap; // those the network has, as they are met
 };
 
 hd_status hd_features_create(hd_features **out)
@@ -57,8 +62,8 @@ hd_status hd_features_finish(const hd_features *f)
         char list[900] = "";
         size_t used = 0;
         for (int64_t t = 0; t < f->taps && used < sizeof list - PATH_BYTES; t++)
-            used +=
-                (size_t)snprintf(list + used, sizeof list - used, "%s%s", t ? ", " : "", f->tap[t]);
+            used += (size_t)snprintf(list + used, sizeof list - used, "%s%s", t ? ", " : "",
+                                     f->tap[t].path);
         return hd_json_fail(f->wish[i].node, HD_ERR_ARGUMENT,
                             "wants the feature \"%s\", which this model does not have; it has: "
                             "%s%s",
@@ -72,6 +77,13 @@ const char *hd_features_asked(const hd_features *f, int64_t index, int *processo
     if (!f || index < 0 || index >= f->wishes) return NULL;
     *processor = f->wish[index].processor;
     return f->wish[index].path;
+}
+
+int64_t hd_features_tap(const hd_features *f, int64_t index, const char **path)
+{
+    if (!f || index < 0 || index >= f->taps) return -1;
+    *path = f->tap[index].path;
+    return f->tap[index].sites;
 }
 
 static bool acts(const hd_forward *forward, const wish *w)
@@ -91,16 +103,17 @@ bool hd_feature_wanted(const hd_exec *ex, const hd_forward *forward, const char 
     return ex->recording && f->wishes > 0;
 }
 
-static hd_status meet(hd_features *f, const char *path)
+static hd_status meet(hd_features *f, const hd_attention_run *run, const char *path)
 {
     for (int64_t i = 0; i < f->wishes; i++)
         if (hd_path_matches(f->wish[i].path, path)) f->wish[i].met = true;
     for (int64_t t = 0; t < f->taps; t++)
-        if (strcmp(f->tap[t], path) == 0) return HD_OK;
+        if (strcmp(f->tap[t].path, path) == 0) return HD_OK;
     void *grown = realloc(f->tap, (size_t)(f->taps + 1) * sizeof *f->tap);
     if (!grown) return hd_fail(HD_ERR_NOMEM, "features: no memory");
     f->tap = grown;
-    snprintf(f->tap[f->taps++], PATH_BYTES, "%s", path);
+    f->tap[f->taps].sites = run->site_count;
+    snprintf(f->tap[f->taps++].path, PATH_BYTES, "%s", path);
     return HD_OK;
 }
 
@@ -108,7 +121,7 @@ hd_status hd_feature(const hd_exec *ex, const hd_forward *forward, const char *p
 {
     if (!forward || !forward->features || !forward->run) return HD_OK;
     hd_features *f = forward->features;
-    if (ex->recording) return meet(f, path);
+    if (ex->recording) return meet(f, forward->run, path);
     HD_ENSURE(x.dim[0] == forward->rows.count && x.dim[0] <= HD_MAX_ROWS);
     for (int64_t i = 0; i < f->wishes; i++) {
         const wish *w = &f->wish[i];

@@ -20,6 +20,10 @@ HD_CHECKED hd_status hd_features_finish(const hd_features *features);
 /* The paths that were asked for, in order, with the processor's number; NULL past the end. */
 const char *hd_features_asked(const hd_features *features, int64_t index, int *processor);
 
+/* The taps in the order in which the dry pass met them: how many attention sites it had met before;
+ * -1 past the end. */
+int64_t hd_features_tap(const hd_features *features, int64_t index, const char **path);
+
 /* Has this tap to be shown? On the dry pass: is it ever. forward may be NULL. */
 bool hd_feature_wanted(const hd_exec *ex, const hd_forward *forward, const char *path);
 /* x [B, H, W, C] may be changed by the processors that asked for it. */

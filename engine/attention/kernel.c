@@ -78,13 +78,26 @@ static hd_status stream_all(edited_call *e)
         int64_t query_len[HD_MAX_ROWS] = {0};
         bool any = false;
         for (int64_t b = 0; b < e->call.q.dim[0]; b++) {
-            if (e->number[b] != n) continue;
+            if (e->number[b] != n || e->left_out[b]) continue;
             query_len[b] = e->query_len[b];
             any = true;
         }
         if (any) HD_TRY(stream(e, n, query_len));
     }
     return HD_OK;
+}
+
+hd_status hd_call_like(const edited_call *e, const hd_pass *pass, const bool *rows)
+{
+    edited_call like = *e;
+    like.call.q = pass->q, like.call.k = pass->k, like.call.v = pass->v;
+    like.call.out = pass->out;
+    like.call.scale = pass->scale;
+    like.lse = pass->wants_lse ? pass->lse : hd_tensor_none();
+    like.indicator = like.probed = hd_tensor_none();
+    for (int64_t b = 0; b < e->call.q.dim[0]; b++)
+        like.left_out[b] = !rows[b] || (pass->rows && !pass->rows[b]);
+    return e->ex->recording ? stream_dry(&like) : stream_all(&like);
 }
 
 static hd_status tell(const edited_call *e, double begin)

@@ -50,6 +50,10 @@ typedef struct hd_pass {
     hd_tensor q, k, v, out;     // [B, L, H, D]; out is the engine's
     float scale;                // 0: the call's
     const bool *rows;           // [B]: of the active rows these alone; NULL: all of them
+    bool like_call; // after the kernel, at the call's own lengths: the call's forms of the scores,
+                    // its plan and its number formats hold for this pass, too
+    bool wants_lse; // lse [B, H, query_len] f32 comes with the result
+    hd_tensor lse;
 } hd_pass;
 
 #define HD_MAX_PASSES 4
@@ -62,6 +66,7 @@ typedef struct hd_prepare_ctx {
     // are made for the network's own keys.
     const hd_attention_call *call;
     hd_plan_rest rest; // what the preset asks of a plan
+    bool sites_given;  // the preset names sites; else a class may be idle where it is of no use
     // What the processor asks for; zero on entry.
     size_t state_bytes;   // per branch row, kept for the run, zeroed
     size_t scratch_bytes; // during the call
@@ -80,7 +85,8 @@ typedef struct hd_hook_ctx {
     // As the tokens hooks have left it so far. Where a tokens hook has moved tokens, q_layout and
     // k_layout know them as one segment without a grid.
     const hd_attention_call *call;
-    const bool *active; // [B]: the rows the preset's "branches" selects
+    const hd_attention_call *given; // as the network handed it out: every token in its place
+    const bool *active; // [B]: the rows the preset's "branches" selects, of those the class acts on
     void *scratch;
     void *made;         // prepare's
     void *const *state; // [B]: the row's own state, shared by rows of the same picture, branch and
@@ -176,6 +182,11 @@ typedef struct hd_processor_class {
     hd_status (*map)(const hd_hook_ctx *ctx, hd_attention_map *map); // the last resort
     hd_status (*output)(const hd_hook_ctx *ctx, hd_attention_output *output);
     void (*release)(void *made);
+    // Which rows its hooks in the network act on at all; "branches" narrows them. NULL: every row.
+    bool (*acts_on)(const void *params, const hd_row *row);
+    // Its output hook writes the whole of this active row without a look at it: the kernel leaves
+    // the row out if nobody else looks. May be NULL.
+    bool (*replaces)(const hd_hook_ctx *ctx, int64_t row);
     hd_plan_rest rest; // of a class with a plan: what "rest" is if the preset does not say
     bool static_plan;  // made from shapes alone, those of the network's own call: keys that others
                        // append are dense beside it; refused with replaced keys unless "on_edit"
@@ -189,8 +200,9 @@ typedef struct hd_processor_class {
                                                      // combination; else after it, to add a term
     hd_status (*feature)(const hd_feature_ctx *ctx, hd_tensor x);
     hd_status (*show)(const hd_show_ctx *ctx);
-    bool rows_alike; // its call hooks do the same to every active row, whoever it is: rows that are
-                     // equal before stay equal
+    bool
+        rows_alike; // its hooks in the network do the same to active rows of one branch and picture
+                    // whose prompt is the same (cond, perturbed, noref): if equal, they stay so
 } hd_processor_class;
 
 typedef struct hd_processor_list {

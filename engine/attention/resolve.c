@@ -46,12 +46,18 @@ static bool selects_site(const run_processor *p, const hd_site *site)
     return false;
 }
 
-bool hd_run_selects_row(const run_processor *p, const hd_row *row)
+// Does the preset's "branches" name it?
+static bool names_row(const run_processor *p, const hd_row *row)
 {
     if (p->branches == 0) return true;
     for (int64_t i = 0; i < p->branches; i++)
         if (hd_row_matches(p->branch[i], row)) return true;
     return false;
+}
+
+bool hd_run_selects_row(const run_processor *p, const hd_row *row)
+{
+    return names_row(p, row) && (!p->class->acts_on || p->class->acts_on(p->params, row));
 }
 
 bool hd_run_meet(const run_processor *a, const run_processor *b, const hd_rows *rows)
@@ -168,7 +174,8 @@ static hd_status prepare_link(const run_site *site, const bool *prepared, run_li
                             "(%s) needs the layer's input, which %s does not hand out", class->name,
                             where);
     hd_status status = shown_call(site, prepared, p, &shown);
-    link->prepared = (hd_prepare_ctx){.params = p->params, .call = &shown, .rest = p->plan.rest};
+    link->prepared = (hd_prepare_ctx){
+        .params = p->params, .call = &shown, .rest = p->plan.rest, .sites_given = p->sites > 0};
     if (status == HD_OK && class->prepare) status = class->prepare(&link->prepared);
     link->prepared.call = NULL; // it dies here
     if (status != HD_OK) return hd_run_refuse(p, &call->site, status);
@@ -249,7 +256,7 @@ hd_status hd_run_resolve(hd_attention_run *run, const hd_attention_call *call, r
     for (int64_t i = 0; i < site->links; i++) {
         run_link *link = &site->link[i];
         for (int64_t b = 0; b < rows->count; b++)
-            if (hd_run_selects_row(link->processor, &rows->row[b])) link->processor->met_row = true;
+            if (names_row(link->processor, &rows->row[b])) link->processor->met_row = true;
         HD_TRY(add_states(link, rows));
     }
     *out = site;

@@ -146,6 +146,8 @@ bool hd_site_matches(const hd_site_selector *s, const hd_site *site)
         int64_t value = field == 'f' ? site->factor : field == 't' ? site->tokens : site->heads;
         if (!compare(s->condition[i].op, value, s->condition[i].value)) return false;
     }
+    // there is one middle: no number follows its name
+    if (strcmp(s->path, "mid") == 0) return strncmp(site->path, "mid.", 4) == 0;
     return hd_path_matches(s->path, site->path);
 }
 

@@ -4,8 +4,8 @@
  * A path is "down.1.attn.0", "mid.attn.0", "up.2.attn.1" (with ".D" behind it in a transformer of
  * several blocks) or "block.17". A selector is [unet:|dit:|text:|vae:] [path] [kind] [condition
  * ...] e.g. "up.*.attn.* self factor<=2", "block.** joint", "cross tokens>=1024". In a path * is
- * one component and ** the rest; a path without the transformer's depth means every depth. Without
- * a prefix a selector means the denoiser. */
+ * one component and ** the rest; a path without the transformer's depth means every depth; "mid"
+ * is all of the middle. Without a prefix a selector means the denoiser. */
 #ifndef HD_ENGINE_ATTENTION_SITE_H
 #define HD_ENGINE_ATTENTION_SITE_H
 
