@@ -3,6 +3,7 @@
 
 static const hd_processor_class *const controls[] = {
     &hd_attention_masks,
+    &hd_perturbed_attention,
     &hd_prompt_to_prompt,
     &hd_self_subject,
     &hd_temperature,

@@ -522,4 +522,5 @@ const hd_processor_class hd_agent = {
     .logits = agent_logits,
     .output = agent_output,
     .release = free,
+    .rows_alike = true,
 };

@@ -179,4 +179,5 @@ const hd_processor_class hd_block_causal = {
     .plan = hd_plan_give_built,
     .release = hd_plan_builder_destroy,
     .static_plan = true,
+    .rows_alike = true,
 };

@@ -21,4 +21,5 @@ const hd_processor_class hd_dense = {
     .summary = "Every key, in the number formats that are asked for.",
     .params = dense_params,
     .plan = dense_plan,
+    .rows_alike = true,
 };

@@ -235,4 +235,5 @@ const hd_processor_class hd_paro = {
     .plan = paro_plan,
     .release = paro_release,
     .static_plan = true,
+    .rows_alike = true,
 };

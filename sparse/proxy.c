@@ -341,4 +341,5 @@ const hd_processor_class hd_proxy = {
     .plan = proxy_plan,
     .release = proxy_release,
     .rest = HD_REST_PROXY,
+    .rows_alike = true,
 };

@@ -215,4 +215,5 @@ const hd_processor_class hd_swin_windows = {
     .plan = swin_plan,
     .release = swin_release,
     .static_plan = true,
+    .rows_alike = true,
 };

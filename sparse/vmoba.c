@@ -341,4 +341,5 @@ const hd_processor_class hd_vmoba = {
     .prepare = vmoba_prepare,
     .plan = vmoba_plan,
     .release = vmoba_release,
+    .rows_alike = true,
 };

@@ -87,3 +87,8 @@ TEST_CASE("control parity: prompt_to_prompt", "[pipeline][controls][parity]")
 {
     check_cases("p2p");
 }
+
+TEST_CASE("control parity: perturbed_attention", "[pipeline][controls][parity]")
+{
+    check_cases("pag");
+}

@@ -33,6 +33,8 @@ TEST_CASE("site: paths, stars and the depth of a transformer", "[attention]")
     CHECK(matches("up.**", site("up.2.attn.1.4")));
     CHECK(matches("**", site("mid.attn.0")));
     CHECK_FALSE(matches("up", site("up.2.attn.1")));
+    CHECK(matches("mid self", site("mid.attn.0.3")));
+    CHECK_FALSE(matches("mid self", site("up.2.attn.1")));
     CHECK(matches("block.** joint", site("block.17", HD_SITE_JOINT, 1, 64, HD_NETWORK_DIT)));
 }
 
