@@ -14,7 +14,8 @@
  * w (cond - perturbed) on top of classifier-free guidance, or without it. No map is made: P is the
  * own value, the mean value, or an extra pass with other queries or another scale. "branches" names
  * whose guesses ("main" if not given). Without "sites" it acts in the middle of a UNet, in block 13
- * of a transformer, or wherever "heads" says. Until the first of these sites the two rows are one. */
+ * of a transformer, or wherever "heads" says. Until the first of these sites the two rows are one.
+ */
 #include "controls/perturbed_attention.h"
 
 #include <math.h>
@@ -25,15 +26,16 @@
 #include "engine/attention/edit.h"
 #include "engine/samplers/sampler.h"
 
-static const char *const pag_kinds[] = {"identity",   "uniform", "mean_query",
-                                        "blur_query", "argmax",  "temperature", NULL};
+static const char *const pag_kinds[] = {"identity", "uniform",     "mean_query", "blur_query",
+                                        "argmax",   "temperature", NULL};
 static const char *const pag_joints[] = {"whole", "image", "image_text", NULL};
 static const char *const pag_rules[] = {"linear", "quartic", NULL};
 
 static const hd_param pag_params[] = {
     HD_PARAM_ENUM(perturbed_attention, kind, .names = pag_kinds,
-                  .help = "what the spoilt map is: each token sees itself alone, all alike, the map "
-                          "of the mean query, of blurred queries, only the largest, or softer"),
+                  .help =
+                      "what the spoilt map is: each token sees itself alone, all alike, the map "
+                      "of the mean query, of blurred queries, only the largest, or softer"),
     HD_PARAM_FLOAT(perturbed_attention, scale, .def = 3.0, .min = 0.0, .max = 100.0,
                    .help = "how far away from the spoilt prediction (5 without guidance)"),
     HD_PARAM_FLOAT(perturbed_attention, u, .def = 1.0, .min = 0.0, .max = 1.0,
@@ -88,10 +90,11 @@ static hd_status read_head(pag_head *out, const hd_json *node)
     const size_t digits = dot ? strspn(dot + 1, "0123456789") : 0;
     if (!dot || dot == text || digits == 0 || digits > 6 || dot[1 + digits] ||
         dot - text >= HD_SITE_PATH_BYTES)
-        return hd_json_fail(node, HD_ERR_ARGUMENT,
-                            "is \"%.60s\", must be a site and a head: \"mid.attn.0.3\", or \"7.12\" "
-                            "for head 12 of block.7",
-                            text);
+        return hd_json_fail(
+            node, HD_ERR_ARGUMENT,
+            "is \"%.60s\", must be a site and a head: \"mid.attn.0.3\", or \"7.12\" "
+            "for head 12 of block.7",
+            text);
     const bool block = strspn(text, "0123456789") == (size_t)(dot - text);
     snprintf(path, sizeof path, "%s%.*s", block ? "block." : "", (int)(dot - text), text);
     out->head = strtoll(dot + 1, NULL, 10);
@@ -361,11 +364,11 @@ static void ask_passes(const perturbed_attention *p, pag_site *s, hd_prepare_ctx
         break;
     case PAG_BLUR_QUERY:
         s->work = one * (size_t)(q.dim[1] * q.dim[3]);
-        ctx->scratch_bytes =
-            (size_t)(q.dim[2] * pag_blur_room(q.dim[1], q.dim[3])) * sizeof(float);
+        ctx->scratch_bytes = (size_t)(q.dim[2] * pag_blur_room(q.dim[1], q.dim[3])) * sizeof(float);
         ctx->pass[0].like_call = true;
         break;
-    default: ctx->pass[0].like_call = true;
+    default:
+        ctx->pass[0].like_call = true;
     }
     s->work = (s->work + 63) & ~(size_t)63;
     ctx->scratch_bytes += s->work;
@@ -498,8 +501,8 @@ static void mix_own_and_text(const hd_hook_ctx *ctx, hd_tensor out, int64_t b, i
         float x = score[0] * hd_edit_get(c->v, v + d);
         for (int t = 0; t < s->texts; t++) {
             const hd_tensor y = ctx->pass[t].out;
-            x += score[1 + t] * hd_edit_get(y, b * y.stride[0] + i * y.stride[1] +
-                                                   h * y.stride[2] + d);
+            x += score[1 + t] *
+                 hd_edit_get(y, b * y.stride[0] + i * y.stride[1] + h * y.stride[2] + d);
         }
         const float was = p->u == 1.0f ? 0.0f : hd_edit_get(out, o + d);
         hd_edit_put(out, o + d, was + p->u * (x / sum - was));

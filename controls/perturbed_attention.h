@@ -57,8 +57,8 @@ void pag_add(float *guess, const float *cond, const float *perturbed, float w, i
 /* The weights of a Gaussian on an axis of `tokens` tokens into weight [pag_taps]; they sum to 1. */
 int64_t pag_taps(float sigma, int64_t tokens);
 void pag_weights(float sigma, int64_t taps, float *weight);
-/* x [height, width, channels] blurred along both axes, reflected at the borders; `spare` has room for
- * as much and for the weights of an axis. */
+/* x [height, width, channels] blurred along both axes, reflected at the borders; `spare` has room
+ * for as much and for the weights of an axis. */
 void pag_blur(float *x, float *spare, int64_t height, int64_t width, int64_t channels, float sigma);
 
 /* A run of the tokens of a call. */

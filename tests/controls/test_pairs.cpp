@@ -30,6 +30,7 @@ const Row rows[] = {
     {"prompt_to_prompt",
      R"(, "cross_replace_steps": 1, "self_replace_steps": 0.5, "self_min_factor": 2)",
      source_branch},
+    {"perturbed_attention", R"(, "scale": 5)"},
     {"temperature", R"(, "tau": 0.5)"},
     {"agent", R"(, "sites": ["** self"], "sx": 2, "sy": 2, "ratio": 0.4, "agents": false)"},
     {"block_causal", R"(, "sites": ["** self factor<=1"])", "", true}, // a picture is one frame

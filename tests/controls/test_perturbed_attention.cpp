@@ -206,7 +206,8 @@ TEST_CASE("perturbed_attention: every kind is its map, for any u and any instruc
         }
 }
 
-TEST_CASE("perturbed_attention: the mean query's row is every row", "[controls][perturbed_attention]")
+TEST_CASE("perturbed_attention: the mean query's row is every row",
+          "[controls][perturbed_attention]")
 {
     TestCall c(1, 12, 12, 2, 8, 3);
     c.call.q_layout = c.call.k_layout = hd_layout_grid(1, 3, 4);
@@ -225,8 +226,8 @@ TEST_CASE("perturbed_attention: rows of the soft map sum to 1", "[controls][pert
             TestCall c(1, 12, 12, 2, 8, 4);
             c.call.q_layout = c.call.k_layout = hd_layout_grid(1, 3, 4);
             std::fill(c.v.begin(), c.v.end(), 1.0f);
-            for (float x : perturbed(c, std::string(", \"tau\": 4, \"kind\": \"") + kind +
-                                            "\", \"u\": " + u))
+            for (float x :
+                 perturbed(c, std::string(", \"tau\": 4, \"kind\": \"") + kind + "\", \"u\": " + u))
                 CHECK(std::fabs(x - 1) < 1e-6f);
         }
 }
@@ -288,8 +289,7 @@ TEST_CASE("perturbed_attention: combination and the scale over time",
 
 TEST_CASE("perturbed_attention: blur", "[controls][perturbed_attention]")
 {
-    const float expected[] = {.004433f, .054006f, .242036f, .39905f,
-                              .242036f, .054006f, .004433f};
+    const float expected[] = {.004433f, .054006f, .242036f, .39905f, .242036f, .054006f, .004433f};
     float weight[64];
     CHECK(pag_taps(1, 64) == 7);
     pag_weights(1, 7, weight);
@@ -420,8 +420,7 @@ TEST_CASE("perturbed_attention: beside accelerators and in bf16", "[controls][pe
         for (size_t i = 0; i < half.size(); i++)
             CHECK(std::fabs(half[i] - (without[i] + c.v[i]) / 2) < 1e-6f);
         // an unchanged pass goes by the same plan and the same scores
-        if (!strstr(other, "agent"))
-            CHECK(both(", \"kind\": \"temperature\"", other) == without);
+        if (!strstr(other, "agent")) CHECK(both(", \"kind\": \"temperature\"", other) == without);
     }
 }
 
@@ -484,8 +483,9 @@ TEST_CASE("perturbed_attention: off it changes no bit and asks for no row",
 {
     Context context;
     const std::vector<float> plain = latents_of(context, preset(""));
-    for (const char *off : {", \"scale\": 0", ", \"u\": 0", ", \"heads\": []", ", \"steps\": [0, 0]",
-                            ", \"scale\": 0, \"kind\": \"blur_query\", \"sigma\": 1"}) {
+    for (const char *off :
+         {", \"scale\": 0", ", \"u\": 0", ", \"heads\": []", ", \"steps\": [0, 0]",
+          ", \"scale\": 0, \"kind\": \"blur_query\", \"sigma\": 1"}) {
         CAPTURE(off);
         CHECK(latents_of(context, guided(off)) == plain);
         CHECK(rows_of(context, guided(off)).up == std::vector<int64_t>(4, 2));
@@ -557,7 +557,8 @@ TEST_CASE("perturbed_attention: what cannot be done is refused before step 0",
     refuse(", \"sigma\": 0", "processors[0].sigma is 0");
     refuse(", \"sigma\": \"wide\"", "must be a number above 0 or \"inf\"");
     refuse(", \"heads\": 3", "processors[0].heads must be \"all\" or a list");
-    refuse(", \"heads\": [\"mid\"]", "processors[0].heads[0] is \"mid\", must be a site and a head");
+    refuse(", \"heads\": [\"mid\"]",
+           "processors[0].heads[0] is \"mid\", must be a site and a head");
     refuse(", \"heads\": [\"mid.attn.0.99\"]", "processors[0].heads[0] is head 99");
     refuse(", \"heads\": [\"mid.attn.0.0\", \"up.7.attn.0.1\"]",
            "processors[0].heads[1] is no head of the self");
