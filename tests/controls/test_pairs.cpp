@@ -31,6 +31,8 @@ const Row rows[] = {
      R"(, "cross_replace_steps": 1, "self_replace_steps": 0.5, "self_min_factor": 2)",
      source_branch},
     {"perturbed_attention", R"(, "scale": 5)"},
+    {"self_subject", R"(, "references": [{"weight": 3}], "delta_t": 0, "delta_t_uncond": 0)",
+     R"("reference.0": {"prompt": "a big red fish at night"})"},
     {"temperature", R"(, "tau": 0.5)"},
     {"agent", R"(, "sites": ["** self"], "sx": 2, "sy": 2, "ratio": 0.4, "agents": false)"},
     {"block_causal", R"(, "sites": ["** self factor<=1"])", "", true}, // a picture is one frame
@@ -55,6 +57,8 @@ struct Refusal {
 
 const Refusal refusals[] = {
     {"@plan", "@plan", "a row can have one plan"},
+    {"self_subject", "agent", "it needs one key for each query: no appended keys", true},
+    {"agent", "self_subject", "it addresses tokens by their places", true},
     {"@mover", "@plan", "its plan needs the tokens in their places"},
 };
 
