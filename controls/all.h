@@ -7,6 +7,7 @@
 HD_BEGIN_DECLS
 
 extern const hd_processor_class hd_attention_masks;
+extern const hd_processor_class hd_masked_reference;
 extern const hd_processor_class hd_perturbed_attention;
 extern const hd_processor_class hd_prompt_to_prompt;
 extern const hd_processor_class hd_self_subject;

@@ -6,7 +6,6 @@
 #include <string.h>
 
 #include "engine/rng.h"
-#include "engine/samplers/sampler.h"
 
 /* --- masks --- */
 
@@ -171,14 +170,11 @@ bool reference_is_target(const char *branch)
     return strcmp(branch, "main") == 0 || strncmp(branch, "target.", 7) == 0;
 }
 
-hd_status reference_add_noise(const hd_beside_ctx *ctx, const char *branch, double shift,
+hd_status reference_add_noise(const hd_beside_ctx *ctx, const char *branch, hd_noise_level level,
                               uint64_t salt, bool fresh)
 {
     hd_beside_branch *b = hd_beside(ctx, branch);
-    const hd_noise_level now = hd_sampler_level(ctx->sampler, ctx->step.index);
-    hd_noise_level level = now;
-    if (shift != 0.0)
-        HD_TRY(hd_sampler_level_at(ctx->sampler, (double)now.timestep + shift, &level));
+    const float now = hd_sampler_level(ctx->sampler, ctx->step.index).divisor;
     hd_rng *rng;
     // one odd factor each: pictures, references and steps have noises of their own
     uint64_t seed = ctx->seed + 0x9e3779b1u * (salt + 1);
@@ -187,7 +183,7 @@ hd_status reference_add_noise(const hd_beside_ctx *ctx, const char *branch, doub
     hd_rng_normal(rng, b->latent, ctx->values);
     hd_rng_free(rng);
     // the pipeline divides by the divisor of this call, whatever the level
-    const float back = now.divisor / level.divisor;
+    const float back = now / level.divisor;
     for (int64_t i = 0; i < ctx->values; i++)
         b->latent[i] = (level.alpha * b->clean[i] + level.sigma * b->latent[i]) * back;
     b->timestep = level.timestep;

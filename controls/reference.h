@@ -5,6 +5,7 @@
 #define HD_CONTROLS_REFERENCE_H
 
 #include "engine/attention/processor.h"
+#include "engine/samplers/sampler.h"
 
 HD_BEGIN_DECLS
 
@@ -47,11 +48,11 @@ void reference_bias(const hd_logits *logits, int64_t row, int64_t start,
 /* Is this a branch that is drawn: main, target.N? */
 bool reference_is_target(const char *branch);
 
-/* The latent of `branch` becomes its picture at the level of this step's timestep + `shift` (kept
- * inside the schedule), and its rows are told that timestep. The noise depends on the picture's
- * seed and on `salt`; fresh: on the step too. */
-HD_CHECKED hd_status reference_add_noise(const hd_beside_ctx *ctx, const char *branch, double shift,
-                                         uint64_t salt, bool fresh);
+/* The latent of `branch` becomes its picture at this level of noise, and its rows are told the
+ * level's timestep. The noise depends on the picture's seed and on `salt`; fresh: on the step too.
+ */
+HD_CHECKED hd_status reference_add_noise(const hd_beside_ctx *ctx, const char *branch,
+                                         hd_noise_level level, uint64_t salt, bool fresh);
 
 HD_END_DECLS
 #endif

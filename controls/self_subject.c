@@ -31,8 +31,9 @@ static const char *const subject_places[] = {"offset_w", "offset_t", "same", NUL
 
 static const hd_param subject_params[] = {
     HD_PARAM_JSON(self_subject, references, .required = true,
-                  .help = "list of {image, mask, caption, weight}: PNG, PNG that is white where the "
-                          "subject is, its own prompt (the run's), how much its keys weigh (3)"),
+                  .help =
+                      "list of {image, mask, caption, weight}: PNG, PNG that is white where the "
+                      "subject is, its own prompt (the run's), how much its keys weigh (3)"),
     HD_PARAM_ENUM(self_subject, mask_resize, .names = subject_resizes,
                   .help = "of a mask to the size of a site"),
     HD_PARAM_INT(self_subject, delta_t, .def = 1, .min = 0, .max = 1000,
@@ -125,9 +126,8 @@ static hd_status subject_check(void *params)
     HD_TRY(hd_json_expect(p->references, HD_JSON_ARRAY));
     p->count = hd_json_count(p->references);
     if (p->count < 1 || p->count > SUBJECT_MOST_REFERENCES)
-        return hd_json_fail(p->references, HD_ERR_ARGUMENT,
-                            "has %lld references, must be 1 to %d", (long long)p->count,
-                            SUBJECT_MOST_REFERENCES);
+        return hd_json_fail(p->references, HD_ERR_ARGUMENT, "has %lld references, must be 1 to %d",
+                            (long long)p->count, SUBJECT_MOST_REFERENCES);
     for (int64_t i = 0; i < p->count; i++)
         HD_TRY(read_reference(&p->reference[i], hd_json_at(p->references, i)));
     return read_uncond(p);
@@ -157,18 +157,26 @@ static void subject_clear(void *params)
     free(p->uncond_rows);
 }
 
+static hd_status noisy(const hd_beside_ctx *ctx, const char *branch, double shift, uint64_t salt)
+{
+    const self_subject *p = ctx->params;
+    hd_noise_level level = hd_sampler_level(ctx->sampler, ctx->step.index);
+    if (shift != 0.0)
+        HD_TRY(hd_sampler_level_at(ctx->sampler, (double)level.timestep + shift, &level));
+    return reference_add_noise(ctx, branch, level, salt, p->ref_noise == SUBJECT_FRESH);
+}
+
 // The references whose pictures are given, at the noise of this step.
 static hd_status subject_latent(const hd_beside_ctx *ctx)
 {
     const self_subject *p = ctx->params;
-    const bool fresh = p->ref_noise == SUBJECT_FRESH;
     if (ctx->when != HD_LATENT_BEFORE_CALL) return HD_OK;
     for (int64_t i = 0; i < p->count; i++) {
         const subject_reference *r = &p->reference[i];
         if (!r->has_picture) continue;
-        HD_TRY(reference_add_noise(ctx, r->branch, -(double)p->delta_t, (uint64_t)i, fresh));
+        HD_TRY(noisy(ctx, r->branch, -(double)p->delta_t, (uint64_t)i));
         if (strcmp(r->branch, r->opposite_branch) != 0)
-            HD_TRY(reference_add_noise(ctx, r->opposite_branch, p->opposite, (uint64_t)i, fresh));
+            HD_TRY(noisy(ctx, r->opposite_branch, p->opposite, (uint64_t)i));
     }
     return HD_OK;
 }
@@ -284,8 +292,7 @@ static hd_status subject_tokens(const hd_hook_ctx *ctx, hd_tokens *tokens)
             const subject_reference *r = &p->reference[i];
             const int64_t source = source_row(rows, r, what, rows->row[b].picture);
             if (source < 0)
-                return hd_fail(HD_ERR_INTERNAL, "self_subject: no row of branch \"%s\"",
-                               r->branch);
+                return hd_fail(HD_ERR_INTERNAL, "self_subject: no row of branch \"%s\"", r->branch);
             reference_append(tokens, b, &site->columns[i], tokens->k, tokens->v, source);
         }
     }

@@ -62,8 +62,7 @@ static hd_status take_steps(self_subject *p, const hd_branches_ctx *ctx)
         const bool acts = i >= ctx->first_step && i < ctx->end_step;
         if (acts) subject_rules(p, i - ctx->first_step, &p->by_reference[i], &p->by_text[i]);
         // a scale of 1 needs nothing to be guided away from
-        p->uncond_rows[i] =
-            acts ? p->by_text[i] && p->guidance_text != 1.0f : ctx->guidance > 1.0f;
+        p->uncond_rows[i] = acts ? p->by_text[i] && p->guidance_text != 1.0f : ctx->guidance > 1.0f;
     }
     return HD_OK;
 }
@@ -71,8 +70,7 @@ static hd_status take_steps(self_subject *p, const hd_branches_ctx *ctx)
 // Its own rows of a branch that is drawn: cond always, the others at the steps that need them.
 static hd_status ask_target(const self_subject *p, hd_branches_ctx *ctx, const char *branch)
 {
-    hd_branch_ask ask = {.branch = branch,
-                         .roles = HD_ROLES_ASKED | HD_ROLE_BIT(HD_ROLE_COND)};
+    hd_branch_ask ask = {.branch = branch, .roles = HD_ROLES_ASKED | HD_ROLE_BIT(HD_ROLE_COND)};
     HD_TRY(hd_ask_branch(ctx, &ask));
     ask.roles = HD_ROLE_BIT(HD_ROLE_UNCOND), ask.at = p->uncond_rows;
     HD_TRY(hd_ask_branch(ctx, &ask));

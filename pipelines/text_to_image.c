@@ -264,6 +264,7 @@ static hd_status begin_processors(generation *g)
                         .channels = g->size.channels,
                         .height = g->size.latent_height,
                         .width = g->size.latent_width,
+                        .factor = g->size.width / g->size.latent_width,
                         .branches = &g->branches,
                         .read_mask = read_mask,
                         .read_mask_arg = g};

@@ -67,6 +67,7 @@ typedef struct hd_begin_ctx {
     const hd_json *node;
     int64_t calls, first_step, end_step;
     int64_t channels, height, width;
+    int64_t factor; // pixels of a place of the latent, per axis
     const hd_branches *branches;
     hd_status (*read_mask)(void *arg, const hd_json *node, const char *path, float *mask);
     void *read_mask_arg;

@@ -65,7 +65,7 @@ LANES_INLINE lanes lanes_div(lanes a, lanes b)
 // By a list, one vector of lanes: the last of the best scores first, then a bit for every row above
 // it and for the first few that equal it.
 LANES_INLINE void top_by_list(uint64_t *words, const float *scores, int64_t rows, int best_count,
-                             const int32_t *own, int shift)
+                              const int32_t *own, int shift)
 {
     lanes best[TOP_MOST], room = lanes_zero();
     const lanes none = lanes_set1(-INFINITY), one = lanes_set1(1.0f);
@@ -167,7 +167,8 @@ LANES_INLINE bool top_by_search(uint64_t *words, const float *scores, int64_t ro
         const lanes at = top_guess(&b, pass);
         lanes more = lanes_sub(top_above(column, stride, rows, at), wanted);
         if (own)
-            more = lanes_select(lanes_above(own_score, at), lanes_sub(more, lanes_set1(1.0f)), more);
+            more =
+                lanes_select(lanes_above(own_score, at), lanes_sub(more, lanes_set1(1.0f)), more);
         const lanes_mask many = lanes_above(more, lanes_zero());
         const lanes_mask few = lanes_above(lanes_zero(), more);
         if (lanes_bits(many) | lanes_bits(few)) {

@@ -50,6 +50,7 @@ struct Stage {
         begin.channels = 4;
         begin.height = height;
         begin.width = width;
+        begin.factor = 4;
         begin.branches = branches.get();
         begin.read_mask = [](void *arg, const hd_json *, const char *path, float *mask) {
             const std::vector<float> &m = static_cast<Stage *>(arg)->masks.at(path);

@@ -25,14 +25,17 @@ struct Row {
 
 const char *const source_branch = R"("source": {"prompt": "a big red fish at night"})";
 
+const char *const reference_branch = R"("reference.0": {"prompt": "a big red fish at night"})";
+
 const Row rows[] = {
     {"attention_masks", "", "", true},
+    {"masked_reference", R"(, "boxes": [0, 0, 24, 32])", reference_branch},
     {"prompt_to_prompt",
      R"(, "cross_replace_steps": 1, "self_replace_steps": 0.5, "self_min_factor": 2)",
      source_branch},
     {"perturbed_attention", R"(, "scale": 5)"},
     {"self_subject", R"(, "references": [{"weight": 3}], "delta_t": 0, "delta_t_uncond": 0)",
-     R"("reference.0": {"prompt": "a big red fish at night"})"},
+     reference_branch},
     {"temperature", R"(, "tau": 0.5)"},
     {"agent", R"(, "sites": ["** self"], "sx": 2, "sy": 2, "ratio": 0.4, "agents": false)"},
     {"block_causal", R"(, "sites": ["** self factor<=1"])", "", true}, // a picture is one frame
@@ -59,6 +62,11 @@ const Refusal refusals[] = {
     {"@plan", "@plan", "a row can have one plan"},
     {"self_subject", "agent", "it needs one key for each query: no appended keys", true},
     {"agent", "self_subject", "it addresses tokens by their places", true},
+    {"masked_reference", "agent", "it needs one key for each query: no appended keys", true},
+    {"agent", "masked_reference", "it addresses tokens by their places", true},
+    {"masked_reference", "proxy", "the other changes scores pair by pair"},
+    {"masked_reference", "dynamic_mask", "the other changes scores pair by pair"},
+    {"masked_reference", "swin_windows", "the other changes scores pair by pair"},
     {"@mover", "@plan", "its plan needs the tokens in their places"},
 };
 

@@ -215,9 +215,9 @@ TEST_CASE("self_subject: rows see the references they ought to, weighed, and not
         CHECK(truth_error(out, 0, {3, 4}, 0.25) < 1e-5);
         CHECK(truth_error(out, 1, {3, 4}, 0) < 1e-5);
     }
-    for (const char *alone : {R"(, "delta_t_uncond": null)",
-                              R"(, "delta_t_uncond": null, "style_fidelity": 1)",
-                              R"(, "delta_t_uncond": null, "style_fidelity": null)"}) {
+    for (const char *alone :
+         {R"(, "delta_t_uncond": null)", R"(, "delta_t_uncond": null, "style_fidelity": 1)",
+          R"(, "delta_t_uncond": null, "style_fidelity": null)"}) {
         Stage s(subject(two, alone), 3, 4, {{"m", mask}});
         std::vector<float> out = act(c, s);
         CHECK(same_row(out, without, 0, rows));
@@ -236,8 +236,9 @@ TEST_CASE("self_subject: rows see the references they ought to, weighed, and not
                     return softmax_f64(2 * L, [&](int64_t j) {
                         double sum = 0;
                         for (int64_t d = 0; d < D; d++)
-                            sum += (double)c.q[(size_t)(((b * L + i) * H + h) * D + d)] *
-                                   (double)c.k[(size_t)(((key_row(j) * L + j % L) * H + h) * D + d)];
+                            sum +=
+                                (double)c.q[(size_t)(((b * L + i) * H + h) * D + d)] *
+                                (double)c.k[(size_t)(((key_row(j) * L + j % L) * H + h) * D + d)];
                         sum *= (double)c.call.scale;
                         return j < L ? sum : sum + std::log(half(0, j));
                     });
@@ -523,9 +524,9 @@ TEST_CASE("self_subject: a row without reference is the plain run's, byte for by
         preset(", \"batch\": 2" + processors(subject("[{\"image\": \"" + image + "\"}]"))));
     CHECK(pixels(many.get(), 0) == pixels(on.get(), 0));
     // a branch of the preset instead of a picture
-    auto beside = context.run(preset(
-        ", \"branches\": {\"reference.0\": {\"prompt\": \"a green hill\", \"seed\": 8}}" +
-        processors(subject("[{}]", ", \"delta_t\": 0, \"delta_t_uncond\": 0" + none))));
+    auto beside = context.run(
+        preset(", \"branches\": {\"reference.0\": {\"prompt\": \"a green hill\", \"seed\": 8}}" +
+               processors(subject("[{}]", ", \"delta_t\": 0, \"delta_t_uncond\": 0" + none))));
     CHECK(hd_result_count(beside.get()) == 1);
     CHECK(pixels(beside.get(), 0) != pixels(off.get(), 0));
 }
@@ -552,8 +553,9 @@ TEST_CASE("self_subject: what cannot work is refused by its place",
         {subject("[{" + good + ", \"weight\": -1}]"), path + "[0].weight is -1"},
         {subject("[{" + good + ", \"caption\": \"\"}]"), path + "[0].caption is empty"},
         {subject("[{" + good + ", \"mask\": \"" + small + "\"}]"),
-         path + "[0].mask " + small + " is 16 x 16, a mask must be as large as the picture: 48 x "
-                                      "32"},
+         path + "[0].mask " + small +
+             " is 16 x 16, a mask must be as large as the picture: 48 x "
+             "32"},
         {subject("[{\"image\": \"/nowhere.png\"}]"), "/nowhere.png"},
         {subject("[{" + good + "}]", ", \"style_fidelity\": 0.5"),
          "processors[0].style_fidelity goes with \"delta_t_uncond\": null"},
@@ -620,11 +622,10 @@ TEST_CASE("self_subject: brings the reference's colours", "[pipeline][controls][
         const std::string image = folder.path(std::string(colour) + ".png");
         std::vector<uint8_t> reference = draw(caption, 3, ", \"output\": \"" + image + "\"");
         std::vector<uint8_t> off = draw("a fish", seed, "");
-        std::vector<uint8_t> on = draw("a fish", seed,
-                                       processors(subject("[{\"image\": \"" + image +
-                                                              "\", \"caption\": \"" + caption +
-                                                              "\"}]",
-                                                          ", \"guidance_text\": 5")));
+        std::vector<uint8_t> on = draw(
+            "a fish", seed,
+            processors(subject("[{\"image\": \"" + image + "\", \"caption\": \"" + caption + "\"}]",
+                               ", \"guidance_text\": 5")));
         double d_off = background_distance(off, reference),
                d_on = background_distance(on, reference);
         CAPTURE(colour, seed, d_off, d_on);
