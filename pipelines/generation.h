@@ -62,6 +62,8 @@ typedef struct generation {
     int64_t group;          // pictures sampled together
     int64_t slots, sampled; // latents of a picture; how many of them the sampler steps
     float *text_values;     // [branches, 2, tokens, channels]
+    float *own_text_values; // [texts that processors asked for, tokens, channels]
+    hd_prompt_token *own_token[HD_MAX_TEXTS];
     int64_t text_tokens, text_channels;
     hd_sampler *sampler;
     hd_rng **rng;                  // [slots, group]

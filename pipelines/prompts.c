@@ -42,35 +42,30 @@ static float *same_text(const generation *g, int branch, int which)
     return NULL;
 }
 
-static hd_status tokenize(generation *g, int branch, int which)
+// A text as tokens into *out, whose memory is *token. What does not fit is a warning, if `warn`.
+static hd_status tokenize(generation *g, const char *text, const char *name, bool warn,
+                          hd_prompt_token **token, hd_prompt *out)
 {
-    hd_branch *b = &g->branches.item[branch];
-    gen_branch *have = &g->branch[branch];
     const hd_tokenizer *t = g->embeddings.tokenizer;
-    const char *text = text_of(b, which);
     int64_t length = g->text_tokens;
     hd_encoding info;
-    char name[64];
-    name_of(name, sizeof name, b, branch, which);
     int64_t *ids = calloc((size_t)length, sizeof *ids);
     hd_token *tokens = calloc((size_t)length, sizeof *tokens);
-    have->token[which] = calloc((size_t)length, sizeof *have->token[which]);
-    hd_status status =
-        ids && tokens && have->token[which] ? HD_OK : hd_fail(HD_ERR_NOMEM, "prompt: no memory");
+    *token = calloc((size_t)length, sizeof **token);
+    hd_status status = ids && tokens && *token ? HD_OK : hd_fail(HD_ERR_NOMEM, "prompt: no memory");
     if (status == HD_OK)
         status = hd_note(hd_tokenizer_encode(t, text, strlen(text), length, ids, tokens, &info),
                          "in the %s", name);
     for (int64_t i = 0; status == HD_OK && i < length; i++)
-        have->token[which][i] =
+        (*token)[i] =
             (hd_prompt_token){tokens[i].id, tokens[i].start, tokens[i].end, tokens[i].word};
-    if (status == HD_OK && info.ignored > 0 && !same_text(g, branch, which)) {
+    if (status == HD_OK && info.ignored > 0 && warn) {
         char ignored[1024], warning[1100];
         hd_tokenizer_warning(ignored, sizeof ignored, text, strlen(text), length, &info);
         snprintf(warning, sizeof warning, "%s: %s", name, ignored);
         hd_result_warn(g->request->result, g->request->callbacks, warning);
     }
-    if (status == HD_OK)
-        b->tokens[which] = (hd_prompt){text, length, info.count, have->token[which]};
+    if (status == HD_OK) *out = (hd_prompt){text, length, info.count, *token};
     free(ids);
     free(tokens);
     return status;
@@ -78,11 +73,20 @@ static hd_status tokenize(generation *g, int branch, int which)
 
 hd_status gen_tokenize(generation *g)
 {
+    char name[64];
     for (int b = 0; b < g->branches.count; b++)
         for (int which = PROMPT; which >= NEGATIVE; which--) {
-            if (which == NEGATIVE && !negative_used(&g->branches.item[b])) continue;
-            HD_TRY(tokenize(g, b, which));
+            hd_branch *is = &g->branches.item[b];
+            if (which == NEGATIVE && !negative_used(is)) continue;
+            name_of(name, sizeof name, is, b, which);
+            HD_TRY(tokenize(g, text_of(is, which), name, !same_text(g, b, which),
+                            &g->branch[b].token[which], &is->tokens[which]));
         }
+    for (int i = 0; i < g->branches.texts; i++) {
+        hd_text *is = &g->branches.text[i];
+        snprintf(name, sizeof name, "text that processors[%d] asks for", is->processor);
+        HD_TRY(tokenize(g, is->prompt, name, true, &g->own_token[i], &is->tokens));
+    }
     return HD_OK;
 }
 
@@ -139,6 +143,12 @@ hd_status gen_encode_prompts(generation *g)
         for (int which = NEGATIVE; which <= PROMPT && status == HD_OK; which++)
             if (which == PROMPT || negative_used(&g->branches.item[b]))
                 status = encode(g, b, which, ids);
+    for (int t = 0; t < g->branches.texts && status == HD_OK; t++) {
+        for (int64_t i = 0; i < g->text_tokens; i++)
+            ids[i] = g->own_token[t][i].id;
+        status = encode_row(g, &g->ex, ids, g->branches.text[t].negative ? 0 : g->preset->clip_skip,
+                            g->own_text_values + t * g->text_tokens * g->text_channels);
+    }
     free(ids);
     hd_result_stage(g->request->result, "prompt", hd_seconds() - begin, 1);
     return status;

@@ -177,6 +177,20 @@ static hd_status choose_group(generation *g)
     return HD_OK;
 }
 
+// Of the texts that processors asked for.
+static hd_status make_texts(generation *g)
+{
+    const int64_t texts = g->branches.texts;
+    if (texts == 0) return HD_OK;
+    const hd_shape shape = hd_shape3(texts, g->text_tokens, g->text_channels);
+    g->own_text_values = calloc((size_t)hd_shape_count(shape), sizeof(float));
+    if (!g->own_text_values)
+        return hd_fail(HD_ERR_NOMEM, "prompt: no memory for %" PRId64 " more", texts);
+    hd_attention_run_set_texts(g->attention, &g->branches,
+                               hd_tensor_of(g->own_text_values, HD_F32, shape));
+    return HD_OK;
+}
+
 static hd_status make_buffers(generation *g)
 {
     size_t one = (size_t)g->size.latent_values, all = (size_t)(g->slots * g->group) * one;
@@ -193,6 +207,7 @@ static hd_status make_buffers(generation *g)
         !g->text_values)
         return hd_fail(HD_ERR_NOMEM, "sampler: no memory for the latents of %" PRId64 " pictures",
                        g->group);
+    HD_TRY(make_texts(g));
     bool x0 = false;
     for (int64_t step = 0; step < g->calls; step++)
         x0 = x0 || hd_beside_run_wants_x0(g->beside, step);
@@ -325,6 +340,9 @@ static void clear(generation *g)
     free(g->viewed);
     free(g->data);
     free(g->text_values);
+    free(g->own_text_values);
+    for (int i = 0; i < HD_MAX_TEXTS; i++)
+        free(g->own_token[i]);
     for (int i = 0; i < 3; i++)
         free(g->x0[i]);
     for (int b = 0; b < HD_MAX_BRANCHES; b++) {

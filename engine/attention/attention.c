@@ -7,6 +7,7 @@
 
 #include "engine/arena.h"
 #include "engine/attention/call.h"
+#include "engine/blocks/heads.h"
 #include "engine/ops/elementwise.h"
 
 double hd_call_seconds(const edited_call *e)
@@ -34,7 +35,8 @@ static hd_status enter(edited_call *e, call_link *a)
                            .made = link->prepared.made,
                            .state = a->state,
                            .picture_state = a->picture_state,
-                           .pass = a->pass};
+                           .pass = a->pass,
+                           .text_kv = e->text_kv};
     for (int64_t b = 0; b < e->call.q.dim[0]; b++) {
         const hd_row *row = &e->call.forward->rows.row[b];
         a->state[b] = NULL;
@@ -290,11 +292,20 @@ hd_status hd_attention(const hd_exec *ex, const hd_attention_call *call)
                      .call = *call,
                      .given = call,
                      .active = forward->run->active,
-                     .own_keys = call->k.dim[1]};
+                     .own_keys = call->k.dim[1],
+                     .text_kv = site->own_kv};
     find_active(&e, site);
     hd_status status = run_chain(&e);
     hd_arena_rewind(ex->arena, mark);
     return status;
+}
+
+void hd_hook_text(const hd_hook_ctx *ctx, int number, hd_tensor *k, hd_tensor *v)
+{
+    const hd_tensor like = ctx->call->k, kv = hd_tensor_slice(ctx->text_kv, 0, number, 1);
+    const int64_t heads = like.dim[2], size = like.dim[3];
+    *k = hd_heads_view(kv, 0, heads, size);
+    *v = hd_heads_view(kv, heads * size, heads, ctx->call->v.dim[3]);
 }
 
 hd_status hd_logits_scale_rows(hd_logits *logits, const hd_token_layout *layout, hd_token_kind kind,

@@ -97,6 +97,18 @@ hd_status hd_ask_branch(hd_branches_ctx *ctx, const hd_branch_ask *ask)
     return ask_latent(ctx, b, ask);
 }
 
+hd_status hd_ask_text(hd_branches_ctx *ctx, const hd_text *text, int *number)
+{
+    hd_branches *b = ctx->branches;
+    if (b->texts == HD_MAX_TEXTS)
+        return hd_json_fail(ctx->node, HD_ERR_ARGUMENT, "needs a text more than the %d of a run",
+                            HD_MAX_TEXTS);
+    *number = b->texts;
+    b->text[b->texts] = *text;
+    b->text[b->texts++].processor = ctx->processor;
+    return HD_OK;
+}
+
 hd_status hd_ask_guidance(hd_branches_ctx *ctx, const char *branch)
 {
     int number;
@@ -116,6 +128,11 @@ const hd_prompt *hd_begin_prompt(const hd_begin_ctx *ctx, const char *branch, hd
     int number = hd_branches_find(ctx->branches, branch);
     if (number < 0) return NULL;
     return &ctx->branches->item[number].tokens[role == HD_ROLE_UNCOND ? 0 : 1];
+}
+
+const hd_prompt *hd_begin_text(const hd_begin_ctx *ctx, int number)
+{
+    return &ctx->branches->text[number].tokens;
 }
 
 hd_status hd_begin_mask(const hd_begin_ctx *ctx, const hd_json *node, const char *path, float *mask)

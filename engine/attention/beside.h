@@ -55,6 +55,9 @@ typedef struct hd_branch_ask {
 } hd_branch_ask;
 
 HD_CHECKED hd_status hd_ask_branch(hd_branches_ctx *ctx, const hd_branch_ask *ask);
+/* A text for the processor alone (prompt, negative, own_weights are given): *number is then its
+ * number for hd_begin_text and hd_hook_text. */
+HD_CHECKED hd_status hd_ask_text(hd_branches_ctx *ctx, const hd_text *text, int *number);
 /* The guidance hook makes this branch's guess itself. One processor per branch. */
 HD_CHECKED hd_status hd_ask_guidance(hd_branches_ctx *ctx, const char *branch);
 /* The feature hook is called at the taps that `path` matches ("up.1.resnet.1.conv2"; * is one
@@ -77,6 +80,8 @@ typedef struct hd_begin_ctx {
 
 /* The prompt (role cond) or negative prompt (role uncond) of a branch; NULL: no such branch. */
 const hd_prompt *hd_begin_prompt(const hd_begin_ctx *ctx, const char *branch, hd_role role);
+/* The prompt that hd_ask_text numbered. */
+const hd_prompt *hd_begin_text(const hd_begin_ctx *ctx, int number);
 /* A PNG of the run's size as mask [height, width] of the latent: mean brightness 0 .. 1 of the
  * pixels over each place. Another size is refused with the path of `node`. */
 HD_CHECKED hd_status hd_begin_mask(const hd_begin_ctx *ctx, const hd_json *node, const char *path,

@@ -26,8 +26,7 @@ void hd_beside_run_free(hd_beside_run *b)
     free(b); // the states are the attention run's
 }
 
-// A hook's refusal with the place of its processor, unless the hook has named one itself.
-static hd_status place(const run_processor *p, hd_status status)
+hd_status hd_run_place(const run_processor *p, hd_status status)
 {
     if (status == HD_OK || status == HD_ERR_CANCELLED) return status;
     char why[1024];
@@ -48,7 +47,7 @@ hd_status hd_beside_run_ask(hd_beside_run *b, hd_branches_ctx *ctx)
         ctx->end_step = p->end_step;
         ctx->processor = (int)i;
         ctx->state_bytes = 0;
-        HD_TRY(place(p, p->class->branches(ctx)));
+        HD_TRY(hd_run_place(p, p->class->branches(ctx)));
         p->picture_bytes = ctx->state_bytes;
     }
     return HD_OK;
@@ -79,7 +78,7 @@ hd_status hd_beside_run_begin(hd_beside_run *b, hd_begin_ctx *ctx)
         ctx->node = p->node;
         ctx->first_step = p->first_step;
         ctx->end_step = p->end_step;
-        HD_TRY(place(p, p->class->begin(ctx)));
+        HD_TRY(hd_run_place(p, p->class->begin(ctx)));
     }
     return HD_OK;
 }
@@ -120,7 +119,7 @@ static void point(const hd_beside_run *b, hd_beside_ctx *ctx, int64_t i)
 static hd_status call(const hd_beside_run *b, hd_beside_ctx *ctx, int64_t i, beside_hook hook)
 {
     point(b, ctx, i);
-    return place(&b->run->processor[i], hook(ctx));
+    return hd_run_place(&b->run->processor[i], hook(ctx));
 }
 
 hd_status hd_beside_run_latent(hd_beside_run *b, hd_beside_ctx *ctx)
@@ -187,7 +186,7 @@ hd_status hd_beside_run_show(hd_beside_run *b, hd_beside_ctx *ctx, hd_shown_list
         if (!p->class->show) continue;
         point(b, ctx, i);
         const hd_show_ctx show = {ctx, list};
-        HD_TRY(place(p, p->class->show(&show)));
+        HD_TRY(hd_run_place(p, p->class->show(&show)));
     }
     return HD_OK;
 }

@@ -81,9 +81,22 @@ typedef struct hd_branch {
     hd_prompt tokens[2];      // negative, prompt: there from hd_processor_class.begin on
 } hd_branch;
 
+/* A prompt that no row shows: a processor takes its keys and values at the cross attentions. */
+typedef struct hd_text {
+    const char *prompt; // borrowed until the run ends
+    bool negative;      // encoded as negative prompts are: clip_skip leaves it alone
+    bool own_weights;   // projected by the processor's weights (hd_processor_class.text_weights)
+    int processor;      // who asked for it
+    hd_prompt tokens;   // there from hd_processor_class.begin on
+} hd_text;
+
+#define HD_MAX_TEXTS 32
+
 typedef struct hd_branches {
     int count; // item[0] is main
     hd_branch item[HD_MAX_BRANCHES];
+    int texts;
+    hd_text text[HD_MAX_TEXTS];
     int aliases;
     struct {
         char name[24];

@@ -36,6 +36,7 @@ typedef struct edited_call {
     const hd_plan *plan[HD_MAX_ROWS];
     bool planned, mapped;
     bool left_out[HD_MAX_ROWS];  // of the streaming kernel
+    hd_tensor text_kv;           // of the processors' own texts
     uint8_t number[HD_MAX_ROWS]; // which of HD_CALL_NUMBERS
     hd_tensor lse;
     double plan_seconds;

@@ -18,6 +18,7 @@
 #include "base/plan.h"
 #include "engine/attention/attention.h"
 #include "engine/attention/beside.h"
+#include "engine/ops/linear.h"
 #include "engine/options/param.h"
 
 HD_BEGIN_DECLS
@@ -58,6 +59,16 @@ typedef struct hd_pass {
 
 #define HD_MAX_PASSES 4
 
+/* What the text_weights hook is handed: once per cross attention, on the dry pass. */
+typedef struct hd_text_weights {
+    const hd_exec *ex;
+    const char *path;  // of the site
+    int64_t in, out;   // channels of the text; keys and values, one after the other
+    hd_dtype compute;  // what to pack in
+    hd_linear *linear; // out: [out, in], then the engine's; NULL: the network's own
+    bool adds;         // out: to what the network's own give
+} hd_text_weights;
+
 /* Once per site, on the dry pass, in preset order, classes that give a plan last. */
 typedef struct hd_prepare_ctx {
     const void *params;
@@ -67,6 +78,7 @@ typedef struct hd_prepare_ctx {
     const hd_attention_call *call;
     hd_plan_rest rest; // what the preset asks of a plan
     bool sites_given;  // the preset names sites; else a class may be idle where it is of no use
+    bool texts;        // hd_hook_text has something here
     // What the processor asks for; zero on entry.
     size_t state_bytes;   // per branch row, kept for the run, zeroed
     size_t scratch_bytes; // during the call
@@ -93,7 +105,11 @@ typedef struct hd_hook_ctx {
                         // role over the steps
     void *const *picture_state; // [B]: the state of the row's picture (hd_branches_ctx.state_bytes)
     hd_pass *pass;              // those asked for in prepare, in that order
+    hd_tensor text_kv; // [texts, L, 2 * Hk * D] of the processors' own texts; use hd_hook_text
 } hd_hook_ctx;
+
+/* Keys and values [1, L, Hk, D] of the text that hd_ask_text numbered. */
+void hd_hook_text(const hd_hook_ctx *ctx, int number, hd_tensor *k, hd_tensor *v);
 
 /* What a tokens hook may change. Tensors named in the class's `edits` are private copies in the
  * call's type. */
@@ -200,6 +216,7 @@ typedef struct hd_processor_class {
                                                      // combination; else after it, to add a term
     hd_status (*feature)(const hd_feature_ctx *ctx, hd_tensor x);
     hd_status (*show)(const hd_show_ctx *ctx);
+    hd_status (*text_weights)(void *params, hd_text_weights *weights); // of hd_ask_text
     bool
         rows_alike; // its hooks in the network do the same to active rows of one branch and picture
                     // whose prompt is the same (cond, perturbed, noref): if equal, they stay so

@@ -174,8 +174,11 @@ static hd_status prepare_link(const run_site *site, const bool *prepared, run_li
                             "(%s) needs the layer's input, which %s does not hand out", class->name,
                             where);
     hd_status status = shown_call(site, prepared, p, &shown);
-    link->prepared = (hd_prepare_ctx){
-        .params = p->params, .call = &shown, .rest = p->plan.rest, .sites_given = p->sites > 0};
+    link->prepared = (hd_prepare_ctx){.params = p->params,
+                                      .call = &shown,
+                                      .rest = p->plan.rest,
+                                      .sites_given = p->sites > 0,
+                                      .texts = hd_tensor_given(site->own_kv)};
     if (status == HD_OK && class->prepare) status = class->prepare(&link->prepared);
     link->prepared.call = NULL; // it dies here
     if (status != HD_OK) return hd_run_refuse(p, &call->site, status);

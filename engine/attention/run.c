@@ -8,6 +8,7 @@
 
 #include "engine/arena.h"
 #include "engine/attention/run_internal.h"
+#include "engine/ops/elementwise.h"
 
 hd_status hd_attention_run_create(hd_attention_run **out, const hd_processor_list *list,
                                   const hd_json *processors, int64_t steps)
@@ -35,7 +36,7 @@ hd_status hd_attention_run_create(hd_attention_run **out, const hd_processor_lis
     return HD_OK;
 }
 
-static void free_site(run_site *site)
+static void free_site(run_site *site, int64_t processors)
 {
     if (!site) return;
     for (int64_t i = 0; i < site->links; i++) {
@@ -50,6 +51,10 @@ static void free_site(run_site *site)
     }
     free(site->link);
     free(site->text_kv.data);
+    free(site->own_kv.data);
+    for (int64_t i = 0; site->text_weights && i < processors; i++)
+        hd_linear_free(site->text_weights[i].linear);
+    free(site->text_weights);
     free(site);
 }
 
@@ -57,7 +62,7 @@ void hd_attention_run_free(hd_attention_run *run)
 {
     if (!run) return;
     for (int64_t i = 0; i < run->site_count; i++)
-        free_site(run->site[i]);
+        free_site(run->site[i], run->processors);
     free(run->site);
     for (int64_t i = 0; i < run->processors; i++)
         hd_run_clear_processor(&run->processor[i]);
@@ -139,6 +144,81 @@ void hd_attention_run_watch(hd_attention_run *run, hd_attention_watch watch, voi
     run->watch_user = user;
 }
 
+// Room for keys or values that are kept: known on the dry pass, nothing is allocated between steps.
+static hd_status keep_room(hd_tensor *kept, hd_dtype compute, hd_shape shape, const char *path)
+{
+    free(kept->data);
+    *kept = hd_tensor_of(NULL, compute, shape);
+    size_t bytes = (size_t)hd_tensor_bytes(*kept);
+    kept->data = aligned_alloc(64, (bytes + 63) & ~(size_t)63);
+    if (kept->data) return HD_OK;
+    return hd_fail(HD_ERR_NOMEM, "attention: no memory for the text's keys at %s (%zu bytes)", path,
+                   bytes);
+}
+
+// The weights that the processors of the run's own texts bring for this site.
+static hd_status find_weights(const hd_exec *ex, hd_attention_run *run, run_site *site,
+                              const char *path, const hd_linear *linear)
+{
+    if (!site->text_weights)
+        site->text_weights = calloc((size_t)run->processors, sizeof *site->text_weights);
+    if (!site->text_weights) return hd_fail(HD_ERR_NOMEM, "attention: no memory for %s", path);
+    for (int i = 0; i < run->texts->texts; i++) {
+        const hd_text *text = &run->texts->text[i];
+        const run_processor *p = &run->processor[text->processor];
+        run_text_weights *own = &site->text_weights[text->processor];
+        if (!text->own_weights || own->asked || !p->class->text_weights) continue;
+        hd_text_weights w = {.ex = ex,
+                             .path = path,
+                             .in = hd_linear_in(linear),
+                             .out = hd_linear_out(linear),
+                             .compute = hd_linear_compute(linear)};
+        HD_TRY(hd_run_place(p, p->class->text_weights(p->params, &w)));
+        *own = (run_text_weights){true, w.adds, w.linear};
+    }
+    return HD_OK;
+}
+
+static hd_status project_own(const hd_exec *ex, const hd_attention_run *run, const run_site *site,
+                             const hd_linear *linear)
+{
+    hd_tensor text =
+        hd_arena_tensor(ex->arena, hd_linear_compute(linear), hd_tensor_shape(run->text));
+    HD_TRY(hd_copy(ex, text, run->text));
+    for (int i = 0; i < run->texts->texts; i++) {
+        const hd_text *is = &run->texts->text[i];
+        const run_text_weights *own = &site->text_weights[is->processor];
+        const hd_linear *mine = is->own_weights ? own->linear : NULL;
+        hd_tensor in = hd_tensor_slice(text, 0, i, 1), out = hd_tensor_slice(site->own_kv, 0, i, 1);
+        if (!mine || own->adds) HD_TRY(hd_linear_run(ex, linear, out, in, hd_tensor_none()));
+        if (mine) HD_TRY(hd_linear_run(ex, mine, out, in, own->adds ? out : hd_tensor_none()));
+    }
+    return HD_OK;
+}
+
+static hd_status make_own_kv(const hd_exec *ex, hd_attention_run *run, run_site *site,
+                             const char *path, const hd_linear *linear)
+{
+    if (!run->texts || run->texts->texts == 0) return HD_OK;
+    if (site->own_kv_ready && !ex->recording) return HD_OK;
+    const hd_shape shape = hd_shape3(run->text.dim[0], run->text.dim[1], hd_linear_out(linear));
+    if (!site->own_kv.data)
+        HD_TRY(keep_room(&site->own_kv, hd_linear_compute(linear), shape, path));
+    HD_TRY(find_weights(ex, run, site, path, linear));
+    size_t mark = hd_arena_mark(ex->arena);
+    hd_status status = project_own(ex, run, site, linear);
+    hd_arena_rewind(ex->arena, mark);
+    site->own_kv_ready = status == HD_OK && !ex->recording;
+    return status;
+}
+
+void hd_attention_run_set_texts(hd_attention_run *run, const hd_branches *branches,
+                                hd_tensor values)
+{
+    run->texts = branches;
+    run->text = values;
+}
+
 hd_status hd_attention_run_text_kv(const hd_exec *ex, hd_attention_run *run, const char *path,
                                    const hd_linear *linear, hd_tensor text, hd_tensor *out)
 {
@@ -146,20 +226,13 @@ hd_status hd_attention_run_text_kv(const hd_exec *ex, hd_attention_run *run, con
     snprintf(key.path, sizeof key.path, "%s", path);
     run_site *site;
     HD_TRY(hd_run_find_site(run, &key, &site));
+    HD_TRY(make_own_kv(ex, run, site, path, linear));
     HD_ENSURE(text.rank == 3);
     hd_shape shape = hd_shape3(text.dim[0], text.dim[1], hd_linear_out(linear));
     hd_tensor kv = site->text_kv;
     if (!kv.data || hd_shape_count(shape) > hd_tensor_count(kv)) {
-        // the size is known on the dry pass: nothing is allocated between steps
-        free(site->text_kv.data);
-        site->text_kv = hd_tensor_of(NULL, hd_linear_compute(linear), shape);
         site->text_kv_ready = false;
-        size_t bytes = (size_t)hd_tensor_bytes(site->text_kv);
-        site->text_kv.data = aligned_alloc(64, (bytes + 63) & ~(size_t)63);
-        if (!site->text_kv.data)
-            return hd_fail(HD_ERR_NOMEM,
-                           "attention: no memory for the text's keys at %s (%zu bytes)", path,
-                           bytes);
+        HD_TRY(keep_room(&site->text_kv, hd_linear_compute(linear), shape, path));
     }
     *out = hd_tensor_of(site->text_kv.data, hd_linear_compute(linear), shape);
     if (site->text_kv_ready && !ex->recording) return HD_OK;

@@ -31,6 +31,11 @@ void hd_attention_run_restart(hd_attention_run *run);
 HD_CHECKED hd_status hd_attention_run_text_kv(const hd_exec *ex, hd_attention_run *run,
                                               const char *path, const hd_linear *linear,
                                               hd_tensor text, hd_tensor *out);
+/* The texts that processors asked for, of `branches`, which is borrowed as `values` [texts, L,
+ * channels] f32 is; set before the dry pass, filled before the first step. Their keys and values
+ * are computed where those of the rows are, once. */
+void hd_attention_run_set_texts(hd_attention_run *run, const hd_branches *branches,
+                                hd_tensor values);
 /* The text or the order of the rows has changed: the next call of each site computes anew. */
 void hd_attention_run_forget_text(hd_attention_run *run);
 

@@ -38,6 +38,12 @@ typedef struct run_link {
     run_state *states;
 } run_link;
 
+/* A processor's own weights for the texts it asked for, at one site. */
+typedef struct run_text_weights {
+    bool asked, adds;
+    hd_linear *linear; // NULL: the network's
+} run_text_weights;
+
 typedef struct run_site {
     hd_site site;
     hd_dtype dtype; // of its calls
@@ -46,6 +52,10 @@ typedef struct run_site {
     // keys and values of the text
     hd_tensor text_kv;
     bool text_kv_ready;
+    // likewise of the processors' own texts
+    hd_tensor own_kv; // [texts, L, 2 * Hk * D]
+    bool own_kv_ready;
+    run_text_weights *text_weights; // [processors]
 } run_site;
 
 struct hd_attention_run {
@@ -55,6 +65,8 @@ struct hd_attention_run {
     int64_t steps;
     struct call_link *active; // [active_room] of the call that is under way
     int64_t active_room;
+    const hd_branches *texts; // whose texts they are; NULL: none
+    hd_tensor text;           // [texts, L, channels] f32
     hd_attention_watch watch;
     void *watch_user;
 };
@@ -86,6 +98,8 @@ static inline void *hd_run_picture_state(const run_processor *p, int64_t picture
 /* Has the class hooks of the attention call, and not only beside it? */
 bool hd_run_has_call_hooks(const hd_processor_class *class);
 bool hd_run_selects_row(const run_processor *p, const hd_row *row);
+/* A hook's refusal with the place of its processor, unless the hook has named one itself. */
+hd_status hd_run_place(const run_processor *p, hd_status status);
 /* Fails with "NAME: processors[1] (name) cannot act at SITE: <the last failure's message>". */
 hd_status hd_run_refuse(const run_processor *p, const hd_site *site, hd_status status);
 

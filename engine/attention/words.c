@@ -137,3 +137,23 @@ hd_status hd_prompt_find(const hd_prompt *p, const char *selector, bool *columns
     if (found == 0 || found < which) return no_such_word(p, selector, found);
     return HD_OK;
 }
+
+hd_status hd_prompt_claim(const hd_prompt *p, int64_t of, int64_t count, int64_t *first)
+{
+    int64_t end = p->count;
+    while (end > p->used && p->token[end - 1].word >= 0)
+        end--;
+    if (end - count < p->used)
+        return hd_fail(
+            HD_ERR_ARGUMENT,
+            "the prompt \"%s\" leaves %lld of its %lld tokens free, %lld more are needed; "
+            "shorten it",
+            p->text, (long long)(end - p->used), (long long)p->count, (long long)count);
+    *first = end - count;
+    for (int64_t j = *first; j < end; j++) {
+        const hd_prompt_token *like = &p->token[of];
+        p->token[j].start = like->start, p->token[j].end = like->end;
+        p->token[j].word = like->word;
+    }
+    return HD_OK;
+}

@@ -22,16 +22,22 @@ typedef struct hd_prompt_token {
 
 /* Column j of the keys is token j. */
 typedef struct hd_prompt {
-    const char *text;             // as the user wrote it; borrowed
-    int64_t count;                // columns, padding included
-    int64_t used;                 // columns before the padding: begin, tokens, end
-    const hd_prompt_token *token; // [count], borrowed
+    const char *text;       // as the user wrote it; borrowed
+    int64_t count;          // columns, padding included
+    int64_t used;           // columns before the padding: begin, tokens, end
+    hd_prompt_token *token; // [count], borrowed
 } hd_prompt;
 
 /* columns [prompt->count]: true where a piece of the selected words is, all of their occurrences
  * unless the selector names one. HD_ERR_ARGUMENT if there is no such word in the prompt (with the
  * nearest one that is), or if a part of it lies beyond the columns. */
 HD_CHECKED hd_status hd_prompt_find(const hd_prompt *prompt, const char *selector, bool *columns);
+
+/* Columns of the padding become pieces of the word that column `of` is a piece of: whoever selects
+ * that word selects them too. They are the last `count` that are still padding; *first is the
+ * lowest. HD_ERR_ARGUMENT if there are not so many. */
+HD_CHECKED hd_status hd_prompt_claim(const hd_prompt *prompt, int64_t of, int64_t count,
+                                     int64_t *first);
 
 HD_END_DECLS
 #endif
