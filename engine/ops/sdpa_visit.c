@@ -110,6 +110,31 @@ static void fill_tokens(const walk *w, sdpa_block *b, int64_t first)
     }
 }
 
+// Asks for a block's rows of `data` ahead of their use: those of a head lie far apart, in runs too
+// short for the processor to foresee.
+static void expect_rows(const walk *w, const sdpa_block *b, const void *data, int64_t stride,
+                        int64_t channels, bool written)
+{
+    const int64_t size = (int64_t)hd_dtype_size(w->head->dtype), bytes = channels * size;
+    for (int i = 0; i < b->kernel.queries; i++) {
+        if (b->token[i] < 0) continue;
+        const char *row = (const char *)data + b->token[i] * stride * size;
+        for (int64_t at = 0; at < bytes; at += 64) {
+            if (written)
+                __builtin_prefetch(row + at, 1);
+            else
+                __builtin_prefetch(row + at, 0);
+        }
+    }
+}
+
+static void expect_out(const walk *w)
+{
+    const hd_sdpa_head *h = w->head;
+    for (int i = 0; i < w->blocks; i++)
+        expect_rows(w, &w->block[i], h->out, h->out_stride, h->value_dim, true);
+}
+
 // The block of the ranks first .. from `bytes` on; `listed`: its query tile is the plan's.
 static void begin_block(const walk *w, sdpa_block *b, char *bytes, float *scores, int64_t first,
                         int queries, bool listed)
@@ -140,9 +165,9 @@ static void begin_block(const walk *w, sdpa_block *b, char *bytes, float *scores
     b->segment = NULL;
     b->proxies = false;
     fill_tokens(w, b, first);
+    expect_rows(w, b, w->head->q, w->head->q_stride, w->head->dim, false);
     if (listed && w->row->plan->window) fill_axes(w, b, words + LABELS);
     if (listed && w->row->plan->query_segment) fill_segments(w, b, first, words);
-    run->kernel->begin(&b->kernel);
 }
 
 static void begin_blocks(walk *w, int64_t query_tile, int64_t first, int64_t end, char *scratch)
@@ -160,6 +185,8 @@ static void begin_blocks(walk *w, int64_t query_tile, int64_t first, int64_t end
         b->in_tile = first - start;
         begin_block(w, b, bytes, scores, first, (int)sdpa_smaller(end - first, lanes), listed);
     }
+    for (int i = 0; i < w->blocks; i++)
+        run->kernel->begin(&w->block[i].kernel);
 }
 
 static void flush(const walk *w, sdpa_block *b)
@@ -408,6 +435,7 @@ static int64_t offer_row(const walk *w, int64_t query_tile)
     visits.count = reachable(w, visits);
     for (int64_t i = 0; i < visits.count; i++) {
         const hd_visit entry = hd_visits_entry(visits, i);
+        if (i + 1 == visits.count) expect_out(w);
         if (sdpa_boxes(plan))
             offer_box(w, entry.key, plan->box_extent, entry.mask);
         else

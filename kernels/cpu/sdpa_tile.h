@@ -11,7 +11,7 @@
 #include "kernels/cpu/lanes.h"
 #include "kernels/cpu/sdpa.h"
 
-enum { TILE_ROWS = 6, TILE_AHEAD = 8 };
+enum { TILE_ROWS = 6, TILE_AHEAD = 20 };
 
 static const float tile_log2e = 1.44269504088896341f;
 static const double tile_ln2 = 0.693147180559945309;
@@ -191,11 +191,13 @@ static void tile_pack_keys(const hd_sdpa_head *h, const int32_t *token, int64_t 
             continue;
         }
         const void *key = tile_token(h->k, h->dtype, h->k_stride, token[j]);
-        for (int64_t d = 0; d < depth; d += LANES) {
-            int elements = tile_min(h->dim - d * TILE_UNIT, LANES * TILE_UNIT);
-            lanes_write(keys, HD_F32, d, tile_min(depth - d, LANES),
-                        tile_units(key, h->dtype, d * TILE_UNIT, elements));
-        }
+        int64_t d = 0;
+        for (; (d + LANES) * TILE_UNIT <= h->dim; d += LANES) // whole vectors need no masks
+            lanes_write(keys, HD_F32, d, LANES,
+                        tile_units(key, h->dtype, d * TILE_UNIT, LANES * TILE_UNIT));
+        if (d < depth)
+            lanes_write(keys, HD_F32, d, (int)(depth - d),
+                        tile_units(key, h->dtype, d * TILE_UNIT, (int)(h->dim - d * TILE_UNIT)));
     }
 }
 
@@ -215,10 +217,13 @@ static void tile_pack_panels(const void *data, hd_dtype dtype, int64_t stride, i
         for (int64_t panel = 0; panel < channels; panel += HD_SDPA_PANEL) {
             const int width = tile_min(channels - panel, HD_SDPA_PANEL);
             float *to = values + panel * units + (first + j / TILE_UNIT) * width;
-            for (int d = 0; d < width; d += LANES) {
-                const int n = tile_min(width - d, LANES);
-                lanes_write(to, HD_F32, d, n, tile_value_units(even, odd, dtype, panel + d, n));
-            }
+            int d = 0;
+            for (; d + LANES <= width; d += LANES)
+                lanes_write(to, HD_F32, d, LANES,
+                            tile_value_units(even, odd, dtype, panel + d, LANES));
+            if (d < width)
+                lanes_write(to, HD_F32, d, width - d,
+                            tile_value_units(even, odd, dtype, panel + d, width - d));
         }
     }
 }
@@ -234,24 +239,32 @@ static void tile_pack_values(const hd_sdpa_head *h, const int32_t *token, int64_
                          to->units);
 }
 
+LANES_INLINE void tile_query_units(lanes r[LANES], const void *const query[LANES], hd_dtype dtype,
+                                   int64_t first, int elements)
+{
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; i++)
+        r[i] = query[i] ? tile_units(query[i], dtype, first, elements) : lanes_zero();
+}
+
 // One vector of queries, transposed; lanes without a query are 0.
 static void tile_load_queries(hd_sdpa_block *b, int vector)
 {
     const hd_sdpa_head *h = b->head;
     const int row = b->vectors * LANES, queries = tile_min(b->queries - vector * LANES, LANES);
     const lanes sign = tile_sign(lanes_load(b->factor + vector * LANES));
-    for (int i = (vector + 1) * LANES; i < (vector + 2) * LANES && i < b->queries; i++)
-        if (b->token[i] >= 0) tile_expect(h->q, h->dtype, h->q_stride, h->dim, b->token[i]);
+    const void *query[LANES];
+    for (int i = 0; i < LANES; i++) {
+        const int32_t token = i < queries ? b->token[vector * LANES + i] : -1;
+        query[i] = token < 0 ? NULL : tile_token(h->q, h->dtype, h->q_stride, token);
+    }
     for (int64_t d = 0; d < b->depth; d += LANES) {
-        int elements = tile_min(h->dim - d * TILE_UNIT, LANES * TILE_UNIT);
+        const int elements = tile_min(h->dim - d * TILE_UNIT, LANES * TILE_UNIT);
         lanes r[LANES];
-        for (int i = 0; i < LANES; i++) {
-            r[i] = lanes_zero();
-            if (i < queries && b->token[vector * LANES + i] >= 0)
-                r[i] = tile_units(
-                    tile_token(h->q, h->dtype, h->q_stride, b->token[vector * LANES + i]), h->dtype,
-                    d * TILE_UNIT, elements);
-        }
+        if (elements == LANES * TILE_UNIT)
+            tile_query_units(r, query, h->dtype, d * TILE_UNIT, LANES * TILE_UNIT);
+        else
+            tile_query_units(r, query, h->dtype, d * TILE_UNIT, elements);
         lanes_transpose(r);
         for (int i = 0; i < tile_min(b->depth - d, LANES); i++)
             lanes_store(b->q + (d + i) * row + vector * LANES, lanes_xor(r[i], sign));
@@ -704,6 +717,46 @@ static void tile_softmax(hd_sdpa_block *b, const hd_sdpa_step *step)
 
 #endif
 
+#ifdef TILE_BF16_PAIRS
+
+// 2 LANES channels of one vector of queries from `out` on, of which n are there, as pairs, divided.
+LANES_INLINE void tile_out_pairs(lanes r[LANES], const float *out, int row, int n, lanes inverse)
+{
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; i++) {
+        lanes even = lanes_zero(), odd = even;
+        if (2 * i < n) even = lanes_mul(lanes_load(out + (int64_t)(2 * i) * row), inverse);
+        if (2 * i + 1 < n) odd = lanes_mul(lanes_load(out + (int64_t)(2 * i + 1) * row), inverse);
+        r[i] = tile_probability_units(even, odd);
+    }
+}
+
+// tile_store_queries of bf16: half as much to transpose, whole cache lines to store.
+static void tile_store_pairs(const hd_sdpa_block *b, int vector, lanes inverse)
+{
+    const hd_sdpa_head *h = b->head;
+    const int row = b->vectors * LANES, queries = tile_min(b->queries - vector * LANES, LANES);
+    const float *out = b->out + vector * LANES;
+    for (int64_t d = 0; d < h->value_dim; d += 2 * LANES) {
+        const int n = tile_min(h->value_dim - d, 2 * LANES);
+        const __mmask32 some = (__mmask32)((1ull << n) - 1);
+        lanes r[LANES];
+        if (n == 2 * LANES)
+            tile_out_pairs(r, out + d * row, row, 2 * LANES, inverse);
+        else
+            tile_out_pairs(r, out + d * row, row, n, inverse);
+        lanes_transpose(r);
+        for (int i = 0; i < queries; i++) {
+            const int64_t token = b->token[vector * LANES + i];
+            if (token >= 0)
+                _mm512_mask_storeu_epi16((hd_bf16 *)h->out + token * h->out_stride + d, some,
+                                         _mm512_castps_si512(r[i]));
+        }
+    }
+}
+
+#endif
+
 // One vector of queries, `channels` of their sums from b->out row `first` on, divided and
 // transposed back.
 static void tile_store_queries(const hd_sdpa_block *b, int vector, lanes inverse, int64_t first,
@@ -749,8 +802,12 @@ static void tile_finish(const hd_sdpa_block *b)
             float sum = b->sum[v * LANES + i];
             inverse[i] = sum == 0.0f ? 0.0f : 1.0f / sum;
         }
+#ifdef TILE_BF16_PAIRS
+        tile_store_pairs(b, v, lanes_load(inverse));
+#else
         tile_store_queries(b, v, lanes_load(inverse), 0, h->value_dim, h->out, h->dtype,
                            h->out_stride);
+#endif
         if (h->indicators)
             tile_store_queries(b, v, lanes_load(inverse), h->value_dim, h->indicators, h->probed,
                                HD_F32, h->probed_stride);
