@@ -10,6 +10,7 @@ extern const hd_processor_class hd_alignit;
 extern const hd_processor_class hd_attention_masks;
 extern const hd_processor_class hd_masked_reference;
 extern const hd_processor_class hd_perturbed_attention;
+extern const hd_processor_class hd_plug_and_play;
 extern const hd_processor_class hd_prompt_to_prompt;
 extern const hd_processor_class hd_self_subject;
 extern const hd_processor_class hd_temperature;

@@ -79,6 +79,8 @@ static hd_status p2p_ask_source(prompt_to_prompt *p, hd_branches_ctx *ctx)
     hd_branch_ask ask = {.branch = "source",
                          .prompt = p->source_prompt,
                          .init_image = p->source_image,
+                         .image_node = hd_json_get(ctx->node, "source_image"),
+                         .same_grid = true,
                          .inversion = {.steps = p->inversion_steps,
                                        .guidance = 1.0f,
                                        .fixed_point = p->fixed_point,

@@ -33,7 +33,7 @@ hd_status hd_metadata_json(char **json, const hd_preset *p, const hd_resolved *m
         hd_json_write_string(&w, "init_image_hash", made->init_image_hash);
         hd_json_write_float(&w, "strength", p->strength);
     }
-    if (p->fit != HD_FIT_STRETCH) hd_json_write_string(&w, "fit", hd_fit_names[p->fit]);
+    if (p->fit_given) hd_json_write_string(&w, "fit", hd_fit_names[p->fit]);
     if (p->inversion) hd_json_write_node(&w, "inversion", p->inversion);
     if (p->latents_in) hd_json_write_string(&w, "latents_in", p->latents_in);
     if (p->embeddings) hd_json_write_node(&w, "embeddings", p->embeddings);

@@ -34,6 +34,7 @@ typedef struct hd_preset {
     int rng; // 0 cpu, 1 cuda: hd_rng_kind
     char *init_image;
     hd_fit fit;
+    bool fit_given;
     float strength;
     char *latents_in, *latents_out;
     char *capture, *capture_sites, *capture_steps;

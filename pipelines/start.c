@@ -56,6 +56,9 @@ static hd_status read_picture(hd_start *s, hd_png *png, const char *path)
              (uint64_t)XXH64(data, bytes, 0));
     hd_status status = hd_png_decode(png, data, bytes, path);
     free(data);
+    if (status != HD_OK) return status;
+    s->file_width = png->image.width;
+    s->file_height = png->image.height;
     return status;
 }
 

@@ -16,8 +16,9 @@ typedef struct hd_picture_size {
 
 typedef struct hd_start {
     bool picture_given;
-    hd_image picture;      // at the run's size
-    char picture_hash[17]; // of the file
+    hd_image picture;            // at the run's size
+    int file_width, file_height; // of the file
+    char picture_hash[17];       // of the file
     float *mean,
         *deviation; // [channels, latent_height, latent_width]: its latent's distribution, scaled
     float *latents; // [latents_rows, channels, latent_height, latent_width], unit variance; NULL:

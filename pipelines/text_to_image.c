@@ -126,6 +126,25 @@ static hd_status make_sampler(generation *g, int64_t rows, int64_t row_values)
     return hd_sampler_create(&g->sampler, &options);
 }
 
+// Where a method takes places of one picture for those of another, nobody brings a picture of
+// another size to the run's unasked.
+static hd_status check_grid(const generation *g, int b)
+{
+    const hd_branch *is = &g->branches.item[b];
+    const hd_start *s = &g->branch[b].start;
+    const hd_json *at = is->image_node
+                            ? is->image_node
+                            : hd_json_get(is->node ? is->node : g->request->root, "init_image");
+    if (!is->same_grid || !s->picture_given || g->preset->fit_given) return HD_OK;
+    if (s->file_width == g->size.width && s->file_height == g->size.height) return HD_OK;
+    return hd_json_fail(at ? at : is->node, HD_ERR_ARGUMENT,
+                        "%s is %d x %d, the run %" PRId64 " x %" PRId64
+                        ", and branch \"%s\" gives places of the picture; say with \"fit\" "
+                        "(stretch, crop, pad) how it is brought there",
+                        is->init_image, s->file_width, s->file_height, g->size.width,
+                        g->size.height, is->name);
+}
+
 // Who is there: the preset's branches, then what processors ask for.
 static hd_status make_branches(generation *g)
 {
@@ -154,6 +173,8 @@ static hd_status make_branches(generation *g)
     for (int b = 1; b < g->branches.count; b++)
         HD_TRY(hd_start_open_picture(&g->branch[b].start, g->branches.item[b].init_image,
                                      g->preset->fit, &g->size));
+    for (int b = 0; b < g->branches.count; b++)
+        HD_TRY(check_grid(g, b));
     return HD_OK;
 }
 

@@ -93,6 +93,13 @@ hd_status hd_ask_branch(hd_branches_ctx *ctx, const hd_branch_ask *ask)
     HD_TRY(ask_text(ctx, b, &b->prompt, ask->prompt, "prompt"));
     HD_TRY(ask_text(ctx, b, &b->negative, ask->negative, "negative prompt"));
     HD_TRY(ask_text(ctx, b, &b->init_image, ask->init_image, "picture"));
+    if (ask->init_image && b->init_image == ask->init_image)
+        b->image_node = ask->image_node ? ask->image_node : ctx->node;
+    b->same_grid = b->same_grid || ask->same_grid;
+    if (ask->guidance > 0 && !b->guidance_given && b != ctx->branches->item) {
+        b->guidance = ask->guidance;
+        b->guidance_given = true;
+    }
     ask_roles(b, ask);
     return ask_latent(ctx, b, ask);
 }

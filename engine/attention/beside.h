@@ -45,7 +45,11 @@ typedef struct hd_branch_ask {
     const bool *at; // [calls]: which of these steps; NULL: all. Borrowed until the run ends
     bool no_fork;   // compute those rows whole, even while they equal cond
     const char *prompt, *negative, *init_image; // where the preset gives none; NULL: main's
-    const char *start;     // begins as that branch does; NULL: as main unless it has a picture
+    const hd_json *image_node; // where that init_image stands in the preset; NULL: the processor
+    bool same_grid;    // its places are the run's: a picture of another size is refused unless the
+                       // preset says with "fit" how it is brought to the run's
+    float guidance;    // of its sampling, where the preset gives none
+    const char *start; // begins as that branch does; NULL: as main unless it has a picture
     const char *latent_of; // its rows show that branch's latent: it has none of its own
     hd_latent_view view;   // borrowed until the run ends
     bool not_sampled;      // the latent hook sets its latent before each call

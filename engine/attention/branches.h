@@ -60,6 +60,9 @@ typedef struct hd_branch {
     const hd_json *node;                  // in the preset, for messages; NULL: a processor's wish
     const char *prompt, *negative;
     const char *init_image;
+    const hd_json *image_node; // where init_image stands, for messages; NULL: at `node`
+    bool same_grid;            // places of its picture are the run's: brought to the run's size
+                               // only where the preset says how ("fit")
     bool seed_given;
     uint64_t seed;
     bool guidance_given;

@@ -22,12 +22,39 @@ static void put(char *p, hd_dtype dtype, int64_t i, float x)
         ((float *)p)[i] = x;
 }
 
+// Do the heads of a token, and the tokens of a row, stand one behind the other?
+static bool dense_row(hd_tensor t)
+{
+    return t.stride[2] == t.dim[3] && t.stride[1] == t.dim[2] * t.dim[3];
+}
+
 void hd_edit_copy(hd_tensor to, int64_t row, hd_tensor from, int64_t source, int64_t tokens)
 {
+    if (dense_row(to) && dense_row(from)) {
+        memcpy(head_at(to, row, 0, 0), head_at(from, source, 0, 0),
+               (size_t)(tokens * to.dim[2] * to.dim[3]) * hd_dtype_size(to.dtype));
+        return;
+    }
     for (int64_t i = 0; i < tokens; i++)
         for (int64_t h = 0; h < to.dim[2]; h++)
             memcpy(head_at(to, row, i, h), head_at(from, source, i, h),
                    (size_t)to.dim[3] * hd_dtype_size(to.dtype));
+}
+
+// y += part (x - y), in loops that a compiler vectorises.
+static void mix_values(char *y, const char *x, hd_dtype dtype, int64_t count, float part)
+{
+    if (dtype == HD_F32) {
+        float *own = (float *)y;
+        const float *other = (const float *)x;
+        for (int64_t d = 0; d < count; d++)
+            own[d] += part * (other[d] - own[d]);
+        return;
+    }
+    for (int64_t d = 0; d < count; d++) {
+        const float own = value_at(y, dtype, d);
+        put(y, dtype, d, own + part * (value_at(x, dtype, d) - own));
+    }
 }
 
 void hd_edit_mix(hd_tensor to, int64_t row, hd_tensor from, int64_t source, int64_t tokens,
@@ -37,15 +64,17 @@ void hd_edit_mix(hd_tensor to, int64_t row, hd_tensor from, int64_t source, int6
         hd_edit_copy(to, row, from, source, tokens);
         return;
     }
+    const bool dense = dense_row(to) && dense_row(from);
+    const int64_t heads = dense ? 1 : to.dim[2], values = dense ? to.dim[2] * to.dim[3] : to.dim[3];
     for (int64_t i = 0; i < tokens; i++) {
         const float part = weight ? share * weight[i] : share;
         if (part == 0.0f) continue;
-        for (int64_t h = 0; h < to.dim[2]; h++) {
+        for (int64_t h = 0; h < heads; h++) {
             char *y = head_at(to, row, i, h), *x = head_at(from, source, i, h);
-            for (int64_t d = 0; d < to.dim[3]; d++) {
-                float own = value_at(y, to.dtype, d), other = value_at(x, from.dtype, d);
-                put(y, to.dtype, d, part == 1.0f ? other : own + part * (other - own));
-            }
+            if (part == 1.0f)
+                memcpy(y, x, (size_t)values * hd_dtype_size(to.dtype));
+            else
+                mix_values(y, x, to.dtype, values, part);
         }
     }
 }

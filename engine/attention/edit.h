@@ -1,6 +1,6 @@
 /* engine/attention/edit.h: what tokens and output hooks do to rows of q, k, v and out: copy, mix,
- * add, recombine tokens. Tensors are [B, L, H, D] in f32 or bf16, any strides, last axis
- * contiguous; arithmetic is f32. A row is one index of B. */
+ * add, recombine tokens. Tensors are [B, L, H, D] in f32 or bf16, those of a call in one type,
+ * any strides, last axis contiguous; arithmetic is f32. A row is one index of B. */
 #ifndef HD_ENGINE_ATTENTION_EDIT_H
 #define HD_ENGINE_ATTENTION_EDIT_H
 
