@@ -323,7 +323,8 @@ TEST_CASE("heddle: inspect says what a model holds", "[cli]")
 TEST_CASE("heddle: the presets that ship with it run", "[cli]")
 {
     Folder f;
-    for (auto name : {"generate/paper-cut", "generate/sharper-attention"}) {
+    for (auto name : {"generate/paper-cut", "generate/sharper-attention", "guide/pag", "guide/seg",
+                      "guide/softpag"}) {
         std::string preset = source_path(std::string("presets/") + name + ".json");
         Said said = heddle(f.path(), {"run", preset, "-m", model, "--steps", "2", "-o", "a.png"});
         INFO(name << ": " << said.err);

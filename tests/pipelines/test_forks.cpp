@@ -205,6 +205,99 @@ TEST_CASE("features: a tap that nobody writes to changes no bit; one that is wri
                 "this model does not have; it has: down.0.resnet.0.conv2");
 }
 
+namespace
+{
+// A tap that scales what it sees of the rows it is active on.
+struct Scaler {
+    std::string path;
+    std::vector<int64_t> rows; // of its calls
+} scaler;
+
+hd_status scaler_branches(hd_branches_ctx *ctx)
+{
+    return hd_ask_feature(ctx, scaler.path.c_str());
+}
+
+hd_status scaler_feature(const hd_feature_ctx *ctx, hd_tensor x)
+{
+    scaler.rows.push_back(ctx->rows->count);
+    for (int64_t b = 0; b < ctx->rows->count; b++)
+        for (int64_t i = 0; ctx->active[b] && i < hd_tensor_count(x) / x.dim[0]; i++)
+            static_cast<float *>(x.data)[b * (hd_tensor_count(x) / x.dim[0]) + i] *= 0.9f;
+    return HD_OK;
+}
+
+template <int which> const hd_processor_class *scaler_class()
+{
+    static const hd_processor_class made = [] {
+        static const char *const names[] = {"scaler", "alike", "uncond_only"};
+        hd_processor_class c = {};
+        c.name = names[which];
+        c.params = no_params;
+        c.branches = scaler_branches;
+        c.feature = scaler_feature;
+        c.rows_alike = which == 1;
+        if (which == 2)
+            c.acts_on = [](const void *, const hd_row *row) {
+                return !strcmp(row->role, "uncond");
+            };
+        return c;
+    }();
+    return &made;
+}
+} // namespace
+
+TEST_CASE("forks: beside feature taps, which part the rows only where they tell them apart",
+          "[pipeline][branches][forks][features]")
+{
+    Context context;
+    REQUIRE_OK(hd_context_add_processor(context.context, perturb<false>()));
+    REQUIRE_OK(hd_context_add_processor(context.context, perturb<true>()));
+    REQUIRE_OK(hd_context_add_processor(context.context, scaler_class<0>()));
+    REQUIRE_OK(hd_context_add_processor(context.context, scaler_class<1>()));
+    REQUIRE_OK(hd_context_add_processor(context.context, scaler_class<2>()));
+    // the first site with all nine rows
+    const struct {
+        const char *use, *path, *more, *site;
+    } cases[] = {
+        {"scaler", "up.1.resnet.1.conv2", "", "mid.attn.0"}, // behind the fork
+        {"scaler", "mid.resnet.1.out", "", "mid.attn.0"},
+        {"scaler", "mid.resnet.0.out", "", "down.1.attn.0"}, // the last site before the tap
+        {"scaler", "down.1.resnet.0.conv2", "", "down.0.attn.0"},
+        {"scaler", "down.0.resnet.0.out", "", "down.0.attn.0"}, // none is before it
+        {"scaler", "down.1.resnet.0.out", ", \"branches\": [\"uncond\"]", "mid.attn.0"},
+        {"uncond_only", "down.1.resnet.0.out", "", "mid.attn.0"},
+        {"alike", "down.1.resnet.0.out", "", "mid.attn.0"},
+        {"scaler", "down.1.resnet.0.out", ", \"branches\": [\"cond\"]", "down.0.attn.0"},
+    };
+    for (const auto &known : cases) {
+        CAPTURE(known.use, known.path, known.more);
+        scaler.path = known.path;
+        auto json = [&](const std::string &use) {
+            return preset(std::string(", \"precision\": \"f32\", \"processors\": [{\"use\": \"") +
+                          use +
+                          "\", \"sites\": [\"mid self\"], \"steps\": [0, 0.5]}, {\"use\": \"" +
+                          known.use + "\"" + known.more + "}]");
+        };
+        Rows with, without;
+        scaler.rows.clear();
+        auto forked = run_watched(context, json("perturb"), with);
+        const std::vector<int64_t> tapped = scaler.rows;
+        auto whole = run_watched(context, json("perturb_whole"), without);
+        for (int i = 0; i < 3; i++)
+            CHECK(pixels(forked.get(), i) == pixels(whole.get(), i));
+        bool all = false;
+        for (const auto &path : {"down.0.attn.0", "down.1.attn.0", "mid.attn.0", "up.2.attn.1"}) {
+            CAPTURE(path);
+            all = all || std::string(known.site) == path;
+            CHECK(with.of[path].front() == (all ? 9 : 6));
+            CHECK(without.of[path].front() == 9);
+        }
+        REQUIRE(!tapped.empty());
+        CHECK((tapped.front() == 6 || tapped.front() == 9));
+    }
+}
+
 TEST_CASE("chain: a run says who would act where, and draws nothing", "[pipeline][branches]")
 {
     Context context;
