@@ -37,8 +37,7 @@ const Row rows[] = {
     {"perturbed_attention", R"(, "scale": 5)"},
     {"self_subject", R"(, "references": [{"weight": 3}], "delta_t": 0, "delta_t_uncond": 0)",
      reference_branch},
-    {"plug_and_play", R"(, "feature_steps": 1, "attn_sites": ["up.1.attn.1 self"])",
-     source_branch},
+    {"plug_and_play", R"(, "feature_steps": 1, "attn_sites": ["up.1.attn.1 self"])", source_branch},
     {"temperature", R"(, "tau": 0.5)"},
     {"agent", R"(, "sites": ["** self"], "sx": 2, "sy": 2, "ratio": 0.4, "agents": false)"},
     {"block_causal", R"(, "sites": ["** self factor<=1"])", "", true}, // a picture is one frame
