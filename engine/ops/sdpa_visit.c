@@ -309,6 +309,28 @@ static uint64_t row_word(const walk *w, const sdpa_block *b, int64_t mask)
     return words[b->in_tile / 64] >> b->in_tile % 64 & b->all;
 }
 
+static sight sight_of(const sdpa_block *b, uint64_t either, uint64_t both)
+{
+    if (!either) return SEEN_BY_NONE;
+    return both == b->all ? SEEN_BY_ALL : SEEN_BY_SOME;
+}
+
+// The word of every key of a line of a box, under windows alone: all but one axis are the line's.
+static sight look_along(const walk *w, const sdpa_block *b, const piece *p, uint64_t rows,
+                        uint64_t *word)
+{
+    const int64_t *grid = w->row->plan->grid;
+    const int64_t line = p->rank / grid[2], x = p->rank % grid[2];
+    rows &= b->axis[0][line / grid[1]] & b->axis[1][line % grid[1]];
+    if (!rows) return SEEN_BY_NONE;
+    uint64_t either = 0, both = b->all;
+    for (int64_t i = 0; i < p->count; i++) {
+        word[i] = rows & b->axis[2][x + i];
+        either |= word[i], both &= word[i];
+    }
+    return sight_of(b, either, both);
+}
+
 // The word of every key of a piece.
 static sight look(const walk *w, const sdpa_block *b, const piece *p, uint64_t *word)
 {
@@ -319,6 +341,9 @@ static sight look(const walk *w, const sdpa_block *b, const piece *p, uint64_t *
     const uint64_t *columns = NULL;
     if (p->mask >= 0 && plan->column_mask)
         columns = plan->column_mask + p->mask * sdpa_parts(plan->key_tile, 64);
+    if (partial && plan->window && sdpa_boxes(plan) && !columns && !w->key_segment &&
+        !w->head->causal && !w->row->holes)
+        return look_along(w, b, p, rows, word);
     uint64_t either = 0, both = b->all;
     for (int64_t i = 0; i < p->count; i++) {
         const int32_t token = w->token[p->position + i];
@@ -334,8 +359,7 @@ static sight look(const walk *w, const sdpa_block *b, const piece *p, uint64_t *
         word[i] = seen;
         either |= seen, both &= seen;
     }
-    if (!either) return SEEN_BY_NONE;
-    return both == b->all ? SEEN_BY_ALL : SEEN_BY_SOME;
+    return sight_of(b, either, both);
 }
 
 // What can be said of a piece without looking at its keys.
