@@ -1,5 +1,8 @@
 // Prompt-to-Prompt on pictures: inversions kept in files, the negative-prompt way, masks of a
 // person's own.
+#include <algorithm>
+#include <cctype>
+
 #include "codecs/png.h"
 #include "pipelines/runner.h"
 
@@ -113,9 +116,20 @@ TEST_CASE("prompt_to_prompt: with the source's prompt as negative prompt its gui
     CHECK(picture_of(weak.get(), "main") != picture_of(strong.get(), "main"));
     auto drifts = with("ddim", "2"), further = with("ddim", "9");
     CHECK(picture_of(drifts.get(), "source") != picture_of(further.get(), "source"));
-    // direct: whatever the guidance, the picture itself
+    // direct: whatever the guidance, the picture itself; its negative prompt has no row
     auto direct = with("direct", "2"), other = with("direct", "9");
     CHECK(picture_of(direct.get(), "source") == picture_of(other.get(), "source"));
+    for (const auto &[inversion, rows] :
+         {std::pair("direct", "\"rows\":3"), {"ddim", "\"rows\":4"}}) {
+        char *chain = nullptr;
+        const std::string json =
+            run_of(edit_of(picture, std::string(", \"inversion\": \"") + inversion + "\""));
+        REQUIRE_OK(hd_context_chain(context.context, json.c_str(), "test.json", nullptr, &chain));
+        std::string text = chain;
+        hd_text_free(chain);
+        text.erase(std::remove_if(text.begin(), text.end(), ::isspace), text.end());
+        CHECK(text.find(rows) != std::string::npos);
+    }
 }
 
 TEST_CASE("prompt_to_prompt: a person's mask alone, and with the words' place",
