@@ -95,7 +95,7 @@ static hd_status ask_reference(const self_subject *p, hd_branches_ctx *ctx, subj
                             "has no \"image\", and \"branches\" has no \"%s\" to draw instead",
                             r->branch);
     r->has_picture = (r->image || given->init_image) && !(given && given->invert);
-    snprintf(r->opposite_branch, sizeof r->opposite_branch, "%s", r->branch);
+    memcpy(r->opposite_branch, r->branch, sizeof r->branch);
     if (!r->has_picture) {
         if (p->delta_t == 0 && (!p->uncond_sees || p->opposite == 0.0)) return HD_OK;
         return hd_json_fail(ctx->node, HD_ERR_ARGUMENT,
