@@ -86,7 +86,7 @@ typedef struct agent_site {
     int64_t merged, kept;         // tokens merged away, tokens left
     int64_t agent_merged, agents; // the same for the agents
     bool on;                      // agents pay: two thin attentions are less than one
-    int64_t rows, heads, dim, value_dim, channels;
+    int64_t heads, dim, value_dim, channels;
     hd_dtype dtype;
 } agent_site;
 
@@ -100,35 +100,37 @@ typedef struct agent_work {
     hd_tensor agents;  // [rows, agents, heads, dim]
 } agent_work;
 
-static hd_tensor take_tokens(hd_room *room, const agent_site *s, int64_t tokens, int64_t dim)
+static hd_tensor take_tokens(hd_room *room, const agent_site *s, int64_t rows, int64_t tokens,
+                             int64_t dim)
 {
-    hd_shape shape = hd_shape4(s->rows, tokens, s->heads, dim);
+    hd_shape shape = hd_shape4(rows, tokens, s->heads, dim);
     void *data = hd_room_take(room, hd_shape_count(shape), hd_dtype_size(s->dtype));
     return hd_tensor_of(data, s->dtype, shape);
 }
 
-static agent_work work_of(const agent *p, const agent_site *s, hd_room *room)
+// For a call of so many rows: the dry pass knows the most that any call has.
+static agent_work work_of(const agent *p, const agent_site *s, int64_t rows, hd_room *room)
 {
     agent_work w = {.match = {0}};
-    if (s->on) w.agents = take_tokens(room, s, s->agents, s->dim);
+    if (s->on) w.agents = take_tokens(room, s, rows, s->agents, s->dim);
     if (p->source == AGENT_MERGE && s->merged == 0) return w;
-    w.v = take_tokens(room, s, s->kept, s->value_dim);
+    w.v = take_tokens(room, s, rows, s->kept, s->value_dim);
     if (p->source == AGENT_POOL) return w;
     w.target = hd_room_take(room, s->grid.targets, sizeof *w.target);
-    w.place = hd_room_take(room, s->rows * s->grid.tokens, sizeof *w.place);
+    w.place = hd_room_take(room, rows * s->grid.tokens, sizeof *w.place);
     hd_match_take(room, &w.match, &s->grid);
     hd_match_work_take(room, &w.matching, &s->grid, s->channels);
     if (p->match_on == AGENT_ON_K)
         w.feature = hd_room_take(room, s->grid.tokens * s->dim, sizeof *w.feature);
-    w.q = take_tokens(room, s, s->kept, s->dim);
-    w.k = take_tokens(room, s, s->kept, s->dim);
+    w.q = take_tokens(room, s, rows, s->kept, s->dim);
+    w.k = take_tokens(room, s, rows, s->kept, s->dim);
     return w;
 }
 
 static agent_work work_in(const hd_hook_ctx *ctx)
 {
     hd_room room = {.base = ctx->scratch};
-    return work_of(ctx->params, ctx->made, &room);
+    return work_of(ctx->params, ctx->made, ctx->call->q.dim[0], &room);
 }
 
 static hd_status check_site(const agent *p, const hd_attention_call *c)
@@ -208,7 +210,7 @@ static hd_status agent_prepare(hd_prepare_ctx *ctx)
     s->grid = hd_match_grid_of((const int64_t[3]){grid->frames, grid->height, grid->width},
                                (const int64_t[3]){p->sf, p->sy, p->sx});
     s->number = site_number(c->site.path);
-    s->rows = c->q.dim[0], s->heads = c->q.dim[2], s->dim = c->q.dim[3];
+    s->heads = c->q.dim[2], s->dim = c->q.dim[3];
     s->value_dim = c->v.dim[3];
     s->dtype = c->q.dtype;
     s->channels = p->match_on == AGENT_ON_K ? s->dim : c->x.dim[2];
@@ -217,7 +219,7 @@ static hd_status agent_prepare(hd_prepare_ctx *ctx)
                        (long long)s->heads, (long long)c->k.dim[2]);
     HD_TRY(p->source == AGENT_POOL ? size_pooled(s) : size_merged(p, s));
     hd_room room = {0};
-    work_of(p, s, &room);
+    work_of(p, s, c->q.dim[0], &room);
     ctx->scratch_bytes = room.used;
     if (!s->on) return HD_OK;
     ctx->passes = 1;
@@ -337,7 +339,7 @@ static hd_status merge_call(const hd_hook_ctx *ctx, agent_work *w)
     const hd_attention_call *c = ctx->call;
     hd_match_targets(&s->grid, p->use_rand ? &p->seed : NULL, c->forward->step.index, s->number,
                      w->target);
-    for (int64_t b = 0; b < s->rows; b++) {
+    for (int64_t b = 0; b < ctx->call->q.dim[0]; b++) {
         if (!ctx->active[b]) continue;
         w->match.place = w->place + b * s->grid.tokens;
         hd_match_features x = features_of(ctx, w, b);
@@ -409,7 +411,7 @@ static hd_status agent_pass(const hd_hook_ctx *ctx, int index, hd_pass *pass)
         return HD_OK;
     }
     pass->k = ctx->call->k, pass->v = ctx->call->v;
-    for (int64_t b = 0; b < s->rows; b++) {
+    for (int64_t b = 0; b < ctx->call->q.dim[0]; b++) {
         agent_pool pool = {s, w.agents, ctx->call->q, b};
         if (!ctx->active[b]) continue;
         put_tokens(w.v, ctx->call->v, s->kept, b); // the output wants a share of it
@@ -425,7 +427,7 @@ static hd_status agent_tokens(const hd_hook_ctx *ctx, hd_tokens *tokens)
     if (p->source == AGENT_MERGE && s->merged == 0) return HD_OK;
     agent_work w = work_in(ctx);
     if (!s->on) HD_TRY(merge_call(ctx, &w)); // else the pass has
-    for (int64_t b = 0; b < s->rows; b++) {
+    for (int64_t b = 0; b < ctx->call->q.dim[0]; b++) {
         if (!ctx->active[b]) continue;
         if (p->source == AGENT_MERGE) put_tokens(tokens->q, w.q, s->kept, b);
         put_tokens(tokens->k, s->on ? w.agents : w.k, s->on ? s->agents : s->kept, b);
@@ -496,7 +498,7 @@ static hd_status agent_output(const hd_hook_ctx *ctx, hd_attention_output *outpu
     const bool pool = p->source == AGENT_POOL;
     if (!pool && s->merged == 0) return HD_OK;
     agent_work w = work_in(ctx);
-    for (int64_t b = 0; b < s->rows; b++) {
+    for (int64_t b = 0; b < ctx->call->q.dim[0]; b++) {
         if (!ctx->active[b]) continue;
         agent_restore r = {p, s, output->out, w.v, pool ? NULL : w.place + b * s->grid.tokens, b};
         const int64_t tokens = s->grid.tokens;
