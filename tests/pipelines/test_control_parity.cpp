@@ -92,3 +92,8 @@ TEST_CASE("control parity: perturbed_attention", "[pipeline][controls][parity]")
 {
     check_cases("pag");
 }
+
+TEST_CASE("control parity: plug_and_play", "[pipeline][controls][parity]")
+{
+    check_cases("pnp");
+}
