@@ -13,6 +13,7 @@ extern const hd_processor_class hd_perturbed_attention;
 extern const hd_processor_class hd_plug_and_play;
 extern const hd_processor_class hd_prompt_to_prompt;
 extern const hd_processor_class hd_self_subject;
+extern const hd_processor_class hd_style_injection;
 extern const hd_processor_class hd_temperature;
 
 extern const hd_processor_list hd_all_controls;

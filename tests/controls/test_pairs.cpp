@@ -38,6 +38,8 @@ const Row rows[] = {
     {"self_subject", R"(, "references": [{"weight": 3}], "delta_t": 0, "delta_t_uncond": 0)",
      reference_branch},
     {"plug_and_play", R"(, "feature_steps": 1, "attn_sites": ["up.1.attn.1 self"])", source_branch},
+    {"style_injection", R"(, "layers": ["up.1.attn.1 self"])",
+     R"("content": {"prompt": "a red fish"}, "style": {"prompt": "a tree", "seed": 9})"},
     {"temperature", R"(, "tau": 0.5)"},
     {"agent", R"(, "sites": ["** self"], "sx": 2, "sy": 2, "ratio": 0.4, "agents": false)"},
     {"block_causal", R"(, "sites": ["** self factor<=1"])", "", true}, // a picture is one frame
