@@ -4,19 +4,22 @@
  * { "use": "paro", "plan": "starter.hdplan", "sites": ["** self"] }
  *
  * Nothing is predicted during a run: the orders and the tiles come from a plan file that `heddle
- * calibrate` made for this model at this size, and are expanded before the first step. Needs the
- * plan hook only. Text tokens are the dense tail. Tiles of a plan are 64 by 64; what is left out is
- * renormalised over. */
+ * calibrate` made for this model at this size, and are expanded before the first step. Text tokens
+ * are the dense tail. Tiles of a plan are 64 by 64; what is left out is renormalised over. With
+ * "renormalise": false the weights stay those of dense attention, as in the authors' checker: for
+ * comparisons, it computes dense attention as well. */
 #include "sparse/paro.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/attention/edit.h"
 #include "engine/attention/planner/static_plan.h"
 #include "sparse/all.h"
 
 enum { TILE = 64, MOST_MASKS = 10000 };
-enum { EMPTY_OFF, EMPTY_ZERO, EMPTY_UNIFORM };
+typedef enum paro_empty { EMPTY_OFF, EMPTY_ZERO, EMPTY_UNIFORM } paro_empty;
 
 static const char *const empty_names[] = {"off", "zero", "uniform", NULL};
 
@@ -44,14 +47,18 @@ const hd_param hd_paro_fields[] = {
                   .help = "compute every tile that touches text"),
     HD_PARAM_BOOL(hd_paro_options, force_last, .def = 1,
                   .help = "compute the last row and column of tiles"),
-    HD_PARAM_ENUM(hd_paro_options, empty_heads, .def_text = "off", .names = empty_names,
-                  .help = "what is done with heads that hardly look at the grid; off only"),
+    HD_PARAM_ENUM(
+        hd_paro_options, empty_heads, .def_text = "off", .names = empty_names,
+        .help = "heads of which the plan keeps no tile: zero leaves out the last row and column "
+                "of tiles, too"),
     HD_PARAM_BOOL(hd_paro_options, skip_text_quant, .def = 0,
                   .help = "keep text out of the 8-bit products; false only"),
     HD_PARAM_BOOL(hd_paro_options, align_text_first, .def = 0,
                   .help = "tiles are cut from the text's first token on; for imported masks"),
     HD_PARAM_BOOL(hd_paro_options, renormalise, .def = 1,
-                  .help = "weights of what is computed add up to 1; true only"),
+                  .help =
+                      "weights of what is computed add up to 1; false, at dense's cost: they are "
+                      "dense attention's"),
     HD_PARAM_END,
 };
 
@@ -63,17 +70,15 @@ hd_status hd_paro_check(const hd_paro_options *p)
     if (p->density_min > p->density)
         return hd_fail(HD_ERR_ARGUMENT, "density_min is %g, must be 0 to density, which is %g",
                        (double)p->density_min, (double)p->density);
-    if (p->empty_heads != EMPTY_OFF)
-        return hd_fail(HD_ERR_UNSUPPORTED, "empty_heads is \"%s\", this build has \"off\" only",
-                       empty_names[p->empty_heads]);
+    if (p->empty_heads == EMPTY_UNIFORM)
+        return hd_fail(HD_ERR_UNSUPPORTED,
+                       "empty_heads is \"uniform\", which spreads the weight that a head gives to "
+                       "the grid, and only computing the head tells it; \"rest\": \"proxy\" has a "
+                       "mean for every tile that is left out");
     if (p->skip_text_quant)
         return hd_fail(HD_ERR_UNSUPPORTED,
-                       "skip_text_quant is true, but this build has one number type for all tiles "
-                       "of a call; leave it out");
-    if (!p->renormalise)
-        return hd_fail(HD_ERR_UNSUPPORTED,
-                       "renormalise is false, but the kernel's weights always add up to 1; leave "
-                       "it out");
+                       "skip_text_quant is true, but a call has one number type for all of its "
+                       "tokens; \"qk\" and \"pv\" of \"bf16\" quantise none");
     if (!p->force_text && !p->align_text_first)
         return hd_fail(HD_ERR_UNSUPPORTED,
                        "force_text is false, but text is the dense tail here; only plans with "
@@ -181,29 +186,26 @@ static hd_status find_entry(const hd_paro_options *p, const hd_attention_call *c
     return HD_OK;
 }
 
-// Keys that other processors append are not the plan's business: the engine makes those rows dense.
-static hd_status check_keys(const hd_attention_call *call)
-{
-    int64_t keys = 0;
-    for (int i = 0; i < call->k_layout.segments; i++)
-        if (call->k_layout.segment[i].kind != HD_TOKENS_REFERENCE)
-            keys += call->k_layout.segment[i].count;
-    if (keys == call->q.dim[1]) return HD_OK;
-    return hd_fail(HD_ERR_UNSUPPORTED, "it has %lld queries and %lld keys, must be the same",
-                   (long long)call->q.dim[1], (long long)keys);
-}
-
 static hd_status paro_prepare(hd_prepare_ctx *ctx)
 {
     const hd_paro_options *p = ctx->params;
     hd_grid grid;
     HD_TRY(hd_grid_of_call(&grid, ctx->call));
-    HD_TRY(check_keys(ctx->call));
+    if (ctx->call->k.dim[1] != ctx->call->q.dim[1])
+        return hd_fail(HD_ERR_UNSUPPORTED, "it has %lld queries and %lld keys, must be the same",
+                       (long long)ctx->call->q.dim[1], (long long)ctx->call->k.dim[1]);
     const hd_plan_file_site *entry = NULL;
     HD_TRY(find_entry(p, ctx->call, &grid, &entry));
     hd_static_plans *plans;
     HD_TRY(hd_static_plans_make(&plans, p->file, entry, &grid,
-                                (hd_static_forced){p->force_text, p->force_last}));
+                                (hd_static_forced){.text = p->force_text,
+                                                   .last = p->force_last,
+                                                   .not_empty = p->empty_heads == EMPTY_ZERO}));
+    if (!p->renormalise) {
+        ctx->passes = 1;
+        ctx->pass[0] = (hd_pass){
+            .when = HD_PASS_AFTER, .like_call = true, .every_key = true, .wants_lse = true};
+    }
     ctx->made = plans;
     return HD_OK;
 }
@@ -224,15 +226,45 @@ static hd_status paro_plan(const hd_hook_ctx *ctx, const hd_tokens *tokens, cons
     return HD_OK;
 }
 
+// The call itself, with every key.
+static hd_status paro_pass(const hd_hook_ctx *ctx, int index, hd_pass *pass)
+{
+    (void)ctx, (void)index, (void)pass;
+    return HD_OK;
+}
+
+// Weights that add up to what dense attention gives to those keys.
+static hd_status paro_output(const hd_hook_ctx *ctx, hd_attention_output *output)
+{
+    const hd_paro_options *p = ctx->params;
+    const hd_tensor out = output->out;
+    if (p->renormalise) return HD_OK;
+    const hd_tensor all = ctx->pass[0].lse;
+    for (int64_t b = 0; b < out.dim[0]; b++)
+        for (int64_t i = 0; ctx->active[b] && i < out.dim[1]; i++)
+            for (int64_t h = 0; h < out.dim[2]; h++) {
+                const int64_t query = (b * out.dim[2] + h) * out.dim[1] + i;
+                const int64_t at = b * out.stride[0] + i * out.stride[1] + h * out.stride[2];
+                const float share = expf(((const float *)output->lse.data)[query] -
+                                         ((const float *)all.data)[query]);
+                for (int64_t d = 0; d < out.dim[3]; d++)
+                    hd_edit_put(out, at + d, hd_edit_get(out, at + d) * share);
+            }
+    return HD_OK;
+}
+
 const hd_processor_class hd_paro = {
     .name = "paro",
     .summary = "Static tiles in an order of the axes chosen per head, from a calibrated plan file.",
     .params = hd_paro_fields,
     .params_size = sizeof(hd_paro_options),
+    .edits = HD_READS_LSE,
     .check = paro_check,
     .clear = paro_clear,
     .prepare = paro_prepare,
+    .pass = paro_pass,
     .plan = paro_plan,
+    .output = paro_output,
     .release = paro_release,
     .static_plan = true,
     .rows_alike = true,

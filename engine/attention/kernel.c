@@ -93,6 +93,7 @@ hd_status hd_call_like(const edited_call *e, const hd_pass *pass, const bool *ro
     like.call.q = pass->q, like.call.k = pass->k, like.call.v = pass->v;
     like.call.out = pass->out;
     like.call.scale = pass->scale;
+    like.planned = e->planned && !pass->every_key;
     like.lse = pass->wants_lse ? pass->lse : hd_tensor_none();
     like.indicator = like.probed = hd_tensor_none();
     for (int64_t b = 0; b < e->call.q.dim[0]; b++)

@@ -53,6 +53,7 @@ typedef struct hd_pass {
     const bool *rows;           // [B]: of the active rows these alone; NULL: all of them
     bool like_call; // after the kernel, at the call's own lengths: the call's forms of the scores,
                     // its plan and its number formats hold for this pass, too
+    bool every_key; // of such a pass: without the plan
     bool wants_lse; // lse [B, H, query_len] f32 comes with the result
     hd_tensor lse;
 } hd_pass;

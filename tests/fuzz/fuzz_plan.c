@@ -39,7 +39,8 @@ static void expand(const hd_plan_file *file, const hd_plan_file_site *site)
     if (site->site.tokens > 1 << 16 || site->site.tokens * site->site.heads > 1 << 20) return;
     hd_grid grid = {{site->grid[0], site->grid[1], site->grid[2]}, 0};
     hd_static_plans *plans;
-    if (hd_static_plans_make(&plans, file, site, &grid, (hd_static_forced){true, true}) != HD_OK)
+    if (hd_static_plans_make(&plans, file, site, &grid, (hd_static_forced){true, true, true}) !=
+        HD_OK)
         abort();
     for (int64_t m = 0; m < file->masks; m++) {
         const hd_plan *plan = hd_static_plans_at(plans, m);

@@ -81,8 +81,8 @@ struct Plans {
     {
         hd_static_plans_free(plans);
         plans = nullptr;
-        REQUIRE_OK(
-            hd_static_plans_make(&plans, file.get(), entry, &grid, {force_text, force_last}));
+        REQUIRE_OK(hd_static_plans_make(&plans, file.get(), entry, &grid,
+                                        {force_text, force_last, false}));
         return *hd_static_plans_at(plans, mask);
     }
 };
@@ -515,6 +515,76 @@ TEST_CASE("paro: each step has its mask, in a run", "[paro]")
     CHECK(std::all_of(nothing.begin(), nothing.end(), [](float x) { return x == 0.0f; }));
 }
 
+TEST_CASE("paro: weights that stay dense attention's", "[paro]")
+{
+    Folder folder;
+    PlanFilePtr file = sited_file(16, 9); // three tiles, the last of 16 tokens
+    for (int64_t h = 0; h < 2; h++)       // tile i sees tile i, and the last what is forced
+        for (int64_t i = 0; i < 3; i++)
+            hd_plan_file_bits(&file->site[0], 0, h)[i * 4 / 8] |= (uint8_t)(1u << (i * 4 % 8));
+    std::string path = folder.path("a.hdplan");
+    REQUIRE_OK(hd_plan_file_write(file.get(), path.c_str()));
+    const std::string loose = ", \"force_last\": false, \"renormalise\": ";
+    Sited apart(paro(path, loose + "false"), 16, 9), together(paro(path, loose + "true"), 16, 9);
+    // all scores equal: a query sees the 64 or 16 keys of its tile, of 144
+    for (Sited *s : {&apart, &together}) {
+        float *q = s->values.data(), *v = q + 2 * 144 * 2 * 4;
+        std::fill(q, q + 144 * 2 * 4, 0.0f);
+        std::fill(v, v + 144 * 2 * 4, 3.0f);
+        REQUIRE_OK(s->dry());
+    }
+    const std::vector<float> out = apart.act(0), plain = together.act(0);
+    for (size_t i = 0; i < out.size(); i++) {
+        const double share = i / 8 < 128 ? 64.0 / 144 : 16.0 / 144;
+        CHECK((double)out[i] == Approx(3 * share).epsilon(1e-5));
+        CHECK((double)plain[i] == Approx(3).epsilon(1e-5));
+    }
+}
+
+TEST_CASE("paro: two tiles, one dropped, without renormalising", "[paro]")
+{
+    // the smallest plan of 64 tokens a tile: 128 of them, v = 1 .. 4 in four equal parts
+    Folder folder;
+    PlanFilePtr file = sited_file(8, 16);
+    for (int64_t h = 0; h < 2; h++)
+        *hd_plan_file_bits(&file->site[0], 0, h) = 1 | 4 | 8; // (0, 0), (1, 0), (1, 1)
+    std::string path = folder.path("a.hdplan");
+    REQUIRE_OK(hd_plan_file_write(file.get(), path.c_str()));
+    for (bool renormalise : {true, false}) {
+        Sited s(paro(path, std::string(", \"force_last\": false, \"renormalise\": ") +
+                               (renormalise ? "true" : "false")),
+                8, 16);
+        float *q = s.values.data(), *v = q + 2 * 128 * 2 * 4;
+        std::fill(q, q + 128 * 2 * 4, 0.0f);
+        for (int64_t i = 0; i < 128 * 8; i++)
+            v[i] = 1.0f + (float)(i / 8 / 32);
+        REQUIRE_OK(s.dry());
+        const std::vector<float> out = s.act(0);
+        for (size_t i = 0; i < out.size(); i++)
+            CHECK((double)out[i] == Approx(i / 8 >= 64   ? 2.5
+                                           : renormalise ? 1.5
+                                                         : 0.75)
+                                        .epsilon(1e-5));
+    }
+}
+
+TEST_CASE("paro: heads without a tile can be left without any", "[paro]")
+{
+    Folder folder;
+    PlanFilePtr file = sited_file(16, 9);
+    *hd_plan_file_bits(&file->site[0], 0, 0) = 1; // head 0 has one, head 1 none
+    std::string path = folder.path("a.hdplan");
+    REQUIRE_OK(hd_plan_file_write(file.get(), path.c_str()));
+    Sited off(paro(path), 16, 9), zero(paro(path, ", \"empty_heads\": \"zero\""), 16, 9);
+    REQUIRE_OK(off.dry());
+    REQUIRE_OK(zero.dry());
+    const std::vector<float> forced = off.act(0), none = zero.act(0);
+    for (size_t i = 0; i < forced.size(); i++) {
+        CHECK(forced[i] != 0.0f);
+        CHECK(none[i] == (i / 4 % 2 == 1 ? 0.0f : forced[i]));
+    }
+}
+
 TEST_CASE("paro: what cannot be honoured is refused before step 0", "[paro]")
 {
     Folder folder;
@@ -539,10 +609,9 @@ TEST_CASE("paro: what cannot be honoured is refused before step 0", "[paro]")
         {paro(path, R"(, "density": 0)"), HD_ERR_ARGUMENT, "processors[0].density is 0"},
         {paro(path, R"(, "density": 0.2, "density_min": 0.3)"), HD_ERR_ARGUMENT,
          "density_min is 0.3, must be 0 to density, which is 0.2"},
-        {paro(path, R"(, "empty_heads": "zero")"), HD_ERR_UNSUPPORTED,
-         "empty_heads is \"zero\", this build has \"off\" only"},
+        {paro(path, R"(, "empty_heads": "uniform")"), HD_ERR_UNSUPPORTED,
+         "empty_heads is \"uniform\", which spreads the weight"},
         {paro(path, R"(, "skip_text_quant": true)"), HD_ERR_UNSUPPORTED, "skip_text_quant is true"},
-        {paro(path, R"(, "renormalise": false)"), HD_ERR_UNSUPPORTED, "renormalise is false"},
         {paro(path, R"(, "force_text": false)"), HD_ERR_UNSUPPORTED, "force_text is false"},
         {paro(path, R"(, "q_group": 32)"), HD_ERR_ARGUMENT, "has no \"q_group\""},
     };

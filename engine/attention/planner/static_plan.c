@@ -33,10 +33,20 @@ typedef struct expansion {
     hd_static_forced forced;
 } expansion;
 
-static bool keeps(const expansion *e, const uint8_t *bits, int64_t i, int64_t j)
+// Has the head's map a tile, or does it not matter?
+static bool forces_last(const expansion *e, const uint8_t *bits)
 {
     const int64_t tiles = e->site->tiles;
-    if (e->forced.last && (i + 1 == tiles || j + 1 == tiles)) return true;
+    if (!e->forced.last || !e->forced.not_empty) return e->forced.last;
+    for (int64_t i = 0; i < tiles * tiles; i++)
+        if (hd_plan_bit(bits, i)) return true;
+    return false;
+}
+
+static bool keeps(const expansion *e, const uint8_t *bits, bool last, int64_t i, int64_t j)
+{
+    const int64_t tiles = e->site->tiles;
+    if (last && (i + 1 == tiles || j + 1 == tiles)) return true;
     if (e->forced.text && (i < e->text_tiles || j < e->text_tiles)) return true;
     return hd_plan_bit(bits, i * tiles + j);
 }
@@ -48,10 +58,11 @@ static int64_t expand(const expansion *e, int64_t mask, int64_t *row_start, hd_v
     int64_t count = 0;
     for (int64_t h = 0; h < heads; h++) {
         const uint8_t *bits = hd_plan_file_bits(e->site, mask, h);
+        const bool last = forces_last(e, bits);
         for (int64_t i = 0; i < tiles; i++) {
             if (visit) row_start[h * tiles + i] = count;
             for (int64_t j = 0; j < tiles; j++) {
-                if (!keeps(e, bits, i, j)) continue;
+                if (!keeps(e, bits, last, i, j)) continue;
                 if (visit) visit[count] = (hd_visit){(int32_t)j, HD_VISIT_FULL};
                 count++;
             }

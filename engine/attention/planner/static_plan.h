@@ -16,8 +16,9 @@ typedef struct hd_static_plans hd_static_plans;
 
 /* Tiles that are computed whatever the file says. */
 typedef struct hd_static_forced {
-    bool text; // with text_first: the rows and columns of tiles that touch the text
-    bool last; // the last row and column of tiles
+    bool text;      // with text_first: the rows and columns of tiles that touch the text
+    bool last;      // the last row and column of tiles
+    bool not_empty; // that of heads with a tile in the file alone
 } hd_static_forced;
 
 /* `site` is of `file` and made for `grid` and `tokens` tokens in all; the caller has checked that.
