@@ -424,11 +424,24 @@ void hd_gna_site_free(hd_gna_site *site)
     site->rule_of = NULL;
 }
 
+// Windows that a small grid has cut are not what was asked for.
+static void note_clamped(hd_prepare_ctx *ctx, const hd_gna_options *o, const hd_grid *grid)
+{
+    hd_gna_axis asked[3], fits[3];
+    hd_gna_limits whole = o->limits;
+    whole.clamp = false;
+    if (!o->limits.clamp || hd_gna_resolve(asked, &o->rule, &whole, grid) == HD_OK) return;
+    if (hd_gna_resolve(fits, &o->rule, &o->limits, grid) != HD_OK) return;
+    snprintf(ctx->note, sizeof ctx->note, "window cut to %lldx%lldx%lld", (long long)fits[0].window,
+             (long long)fits[1].window, (long long)fits[2].window);
+}
+
 static hd_status gna_prepare(hd_prepare_ctx *ctx)
 {
     hd_gna_site site;
     hd_plan_builder *b = NULL;
     HD_TRY(hd_gna_resolve_site(&site, ctx->params, ctx->call, ctx->rest));
+    note_clamped(ctx, ctx->params, &site.problem.grid);
     hd_status status = site.dense ? HD_OK : hd_plan_builder_create(&b);
     if (status == HD_OK && b) status = hd_gna_build(b, &site.problem, &site.tiles);
     hd_gna_site_free(&site);

@@ -126,6 +126,11 @@ static void say_steps(chain_text *t, const run_processor *p)
     say(t, "%s [%lld, %lld)", p->class->name, (long long)p->first_step, (long long)p->end_step);
 }
 
+static void say_note(chain_text *t, const run_link *link)
+{
+    if (link->prepared.note[0]) say(t, " (%s)", link->prepared.note);
+}
+
 // "plan of gna [4, 25), " for each processor that chooses a kernel; is there one at every step, for
 // every row?
 static bool say_chosen(chain_text *t, const hd_attention_run *run, const run_site *site)
@@ -157,6 +162,7 @@ char *hd_attention_run_chain_text(const hd_attention_run *run, int64_t index, ch
     for (int64_t i = 0; i < site->links; i++) {
         if (i) say(&t, ", ");
         say_steps(&t, site->link[i].processor);
+        say_note(&t, &site->link[i]);
     }
     if (site->links) say(&t, ": ");
     if (!say_chosen(&t, run, site)) say(&t, "streaming %s", hd_dtype_name(site->dtype));
@@ -210,6 +216,7 @@ bool hd_attention_run_range(const hd_attention_run *run, int64_t index, int64_t 
         const run_processor *p = site->link[i].processor;
         if (*first < p->first_step || *first >= p->end_step) continue;
         say(&said, "%s%s", said.used ? ", " : "", p->class->name);
+        say_note(&said, &site->link[i]);
     }
     say_kernel(&by, site, *first);
     return true;

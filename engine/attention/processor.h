@@ -90,6 +90,7 @@ typedef struct hd_prepare_ctx {
     int64_t query_labels, key_labels; // HD_ADDS_SEGMENTS
     void *made; // what prepare made for this site (a static plan, projected keys): release frees it
     bool idle;  // its parameters leave this site alone, as if "sites" did
+    char note[80]; // what it does otherwise here than the preset says, for `inspect chain`
 } hd_prepare_ctx;
 
 typedef struct hd_hook_ctx {

@@ -1,6 +1,8 @@
 /* engine/ops/sdpa_check.c: what an attention call and its plans must be. A plan comes from a file
  * or from a planner: nothing that the kernel indexes with is taken on trust but the numbers of
  * masks, whose count a plan does not tell, and that an order is a permutation. */
+#include <stdlib.h>
+
 #include "engine/ops/sdpa_internal.h"
 
 static hd_status check_tokens(const char *what, hd_tensor t, hd_dtype dtype, hd_shape shape)
@@ -234,6 +236,32 @@ static hd_status check_grid(const hd_plan *p, int64_t queries, int64_t keys)
     return check_on_grid("query", p, p->query_order, orders, queries, p->query_ranks, volume);
 }
 
+static bool overlap(const hd_plan *p, int32_t a, int32_t b)
+{
+    int64_t x = a - p->grid_token, y = b - p->grid_token;
+    for (int i = 2; i >= 0; i--, x /= p->grid[i + 1], y /= p->grid[i + 1])
+        if (llabs(x % p->grid[i] - y % p->grid[i]) >= p->box_extent[i]) return false;
+    return true;
+}
+
+// A key that two boxes of a row bring would count twice; masks may part them.
+static hd_status check_apart(const hd_plan *p, int64_t row, int64_t entry)
+{
+    const int64_t frame = p->grid[1] * p->grid[2];
+    const hd_visit e = p->visit[entry];
+    for (int64_t i = entry - 1; i >= p->row_start[row] && e.mask < 0; i--) {
+        const hd_visit other = p->visit[i];
+        if ((e.key - p->grid_token) / frame - (other.key - p->grid_token) / frame >=
+            p->box_extent[0])
+            break;
+        if (other.mask < 0 && overlap(p, other.key, e.key))
+            return hd_fail(HD_ERR_ARGUMENT,
+                           "sdpa: row %lld of the plan visits boxes %d and %d, which share keys",
+                           (long long)row, other.key, e.key);
+    }
+    return HD_OK;
+}
+
 static hd_status check_list(const hd_plan *p, int64_t heads)
 {
     if (p->heads != 1 && p->heads != heads)
@@ -261,6 +289,7 @@ static hd_status check_list(const hd_plan *p, int64_t heads)
                                "sdpa: row %lld of the plan visits key %d by mask %d, which the "
                                "plan lacks",
                                (long long)r, e.key, e.mask);
+            if (sdpa_boxes(p)) HD_TRY(check_apart(p, r, i));
             last = e.key;
         }
     }

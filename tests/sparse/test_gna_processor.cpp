@@ -7,6 +7,7 @@
 #include "support/alloc_fail.h"
 #include "support/attention.h"
 #include "support/gna.h"
+#include "support/planning.h"
 
 namespace
 {
@@ -266,6 +267,17 @@ TEST_CASE("gna: windows larger than a small grid", "[gna]")
     CHECK(small.of(&hd_gna_axis::window) == List{3, 6, 4});
     CHECK(small.of(&hd_gna_axis::stride) == List{3, 6, 2});
     CHECK(small.of(&hd_gna_axis::dilation) == List{1, 1, 2});
+}
+
+TEST_CASE("gna: a window that was cut is said", "[gna]")
+{
+    PlanInput::Shape shape;
+    shape.frames = 3, shape.height = 6, shape.width = 8;
+    PlanInput in(shape);
+    const std::string window = R"({"window": [2, 9, 4], "on_small": "clamp"})";
+    CHECK(std::string(Planning(hd_gna, window, in).prepared.note) == "window cut to 2x6x4");
+    Planning fits(hd_gna, R"({"window": [2, 6, 4], "on_small": "clamp"})", in);
+    CHECK(std::string(fits.prepared.note) == "");
 }
 
 TEST_CASE("gna: lists on grids of fewer axes", "[gna]")

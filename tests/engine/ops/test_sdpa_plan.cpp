@@ -703,6 +703,11 @@ TEST_CASE("sdpa: boxes, windows and proxies that do not fit are refused", "[ops]
                 p.p.grid[0] = 1, p.p.key_ranks = 20, p.p.query_ranks = 30, p.visit[1].key = 5;
             });
 
+    refused(HD_ERR_ARGUMENT, "row 0 of the plan visits boxes 0 and 5, which share keys",
+            [](OwnedPlan &p) {
+                p.row_start = {0, 2, 2}, p.visit[1].key = 5;
+            });
+
     Call biased = fresh;
     biased.owned[0].p.box_extent[0] = 0, biased.owned[0].p.key_tile = 20;
     biased.owned[0].p.key_tiles = 2, biased.owned[0].visit[1].key = 1;
