@@ -7,10 +7,11 @@
  *
  * Agarwal, Karanam, Srinivasan, "AlignIT", arXiv 2406.18893. The prompt says the class word; a
  * prompt of the concept alone ("a photo of <v> cat") goes through the text encoder and the
- * customised projections, and at every cross attention of the cond rows its keys and values take
- * the class word's place. Where the concept has more pieces than the class word, the surplus is
- * written over the end of the padding, so that no column of the prompt moves. eta 0 changes no bit.
- * "scope": "prompt" is the customised model as it is, for comparison: every column of main. */
+ * customised projections, and at every cross attention of the rows that read the prompt its keys
+ * and values take the class word's place. Where the concept has more pieces than the class word,
+ * the surplus is written over the end of the padding, so that no column of the prompt moves. eta 0
+ * changes no bit. "scope": "prompt" is the customised model as it is, for comparison: every column
+ * of main. */
 #include "controls/alignit.h"
 
 #include <math.h>
@@ -342,14 +343,13 @@ static hd_status alignit_tokens(const hd_hook_ctx *ctx, hd_tokens *tokens)
     const hd_rows *rows = &ctx->call->forward->rows;
     for (int64_t row = 0; row < rows->count; row++) {
         const hd_row *r = &rows->row[row];
-        const bool cond = strcmp(r->role, hd_role_names[HD_ROLE_COND]) == 0;
+        const bool uncond = strcmp(r->role, hd_role_names[HD_ROLE_UNCOND]) == 0;
         if (!ctx->active[row]) continue;
         if (p->scope == ALIGNIT_CONCEPT) {
-            if (cond) infuse_row(ctx, tokens, row);
+            if (!uncond) infuse_row(ctx, tokens, row);
             continue;
         }
         if (strcmp(r->branch, "main") != 0) continue;
-        const bool uncond = strcmp(r->role, hd_role_names[HD_ROLE_UNCOND]) == 0;
         hd_tensor k, v;
         hd_hook_text(ctx, p->whole[uncond ? HD_ROLE_UNCOND : HD_ROLE_COND], &k, &v);
         hd_edit_mix(tokens->k, row, k, 0, k.dim[1], p->eta_k, NULL);
@@ -371,4 +371,5 @@ const hd_processor_class hd_alignit = {
     .latent = alignit_latent,
     .prepare = alignit_prepare,
     .tokens = alignit_tokens,
+    .rows_alike = true,
 };

@@ -8,6 +8,7 @@ HD_BEGIN_DECLS
 
 extern const hd_processor_class hd_alignit;
 extern const hd_processor_class hd_attention_masks;
+extern const hd_processor_class hd_localized_subjects;
 extern const hd_processor_class hd_masked_reference;
 extern const hd_processor_class hd_perturbed_attention;
 extern const hd_processor_class hd_plug_and_play;

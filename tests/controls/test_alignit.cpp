@@ -390,3 +390,38 @@ TEST_CASE("words: a word may claim columns of the padding", "[attention][words]"
     REQUIRE_OK(hd_prompt_find(&prompt, "cat", columns));
     CHECK((columns[2] && columns[4] && columns[5] && !columns[3] && !columns[1]));
 }
+
+TEST_CASE("alignit: a learned colour takes the word's place, the rest stays",
+          "[controls][alignit][meaning]")
+{
+    // <plum> is purple; seed 0 draws a yellow apple. How blue (and not green) the middle is, how
+    // green the rim.
+    Context context;
+    auto look_at = [&](const std::string &processors, double *rim) {
+        auto result = context.run(
+            "{" + starter() +
+            ", \"prompt\": \"a big apple on a green background\", \"steps\": 8, \"seed\": 0, "
+            "\"guidance\": 5, \"sampler\": \"ddim\", \"precision\": \"f32\", \"embeddings\": \"" +
+            source_path("presets/customize/plum.safetensors") + "\"" + processors + "}");
+        std::vector<uint8_t> rgb = pixels(result.get(), 0);
+        double middle = 0, around = 0;
+        for (size_t y = 0; y < 64; y++)
+            for (size_t x = 0; x < 64; x++) {
+                const uint8_t *p = &rgb[3 * (y * 64 + x)];
+                const double bluer = (double)p[2] - (double)p[1];
+                if (y >= 24 && y < 40 && x >= 24 && x < 40) middle += bluer / 256;
+                if (y < 8) around -= bluer / 512;
+            }
+        *rim = around;
+        return middle;
+    };
+    double rim_off, rim_on;
+    const double off = look_at("", &rim_off),
+                 on = look_at(", \"processors\": [{\"use\": \"alignit\", \"concept_words\": "
+                              "\"<plum>\", \"class_words\": \"apple\"}]",
+                              &rim_on);
+    CAPTURE(off, on, rim_off, rim_on);
+    CHECK(on > -21); // midway: about -54 without, 12 with it
+    CHECK(off < -21);
+    CHECK(std::fabs(rim_on - rim_off) < 12);
+}

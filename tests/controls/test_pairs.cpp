@@ -28,6 +28,7 @@ const char *const source_branch = R"("source": {"prompt": "a big red fish at nig
 const char *const reference_branch = R"("reference.0": {"prompt": "a big red fish at night"})";
 
 const Row rows[] = {
+    {"localized_subjects", R"(, "subjects": [{"words": "fish", "region": [0, 0, 0.5, 1]}])"},
     {"alignit", R"(, "concept_words": "red cat", "class_words": "fish")"},
     {"attention_masks", "", "", true},
     {"masked_reference", R"(, "boxes": [0, 0, 24, 32])", reference_branch},
