@@ -97,3 +97,8 @@ TEST_CASE("control parity: plug_and_play", "[pipeline][controls][parity]")
 {
     check_cases("pnp");
 }
+
+TEST_CASE("control parity: style_injection", "[pipeline][controls][parity]")
+{
+    check_cases("styleid");
+}
