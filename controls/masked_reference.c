@@ -150,15 +150,14 @@ static hd_status masked_begin(const hd_begin_ctx *ctx)
     masked_reference *p = ctx->params;
     p->height = ctx->height, p->width = ctx->width, p->factor = ctx->factor;
     HD_TRY(masked_check_boxes(p));
-    if (!p->ref_mask) return HD_OK;
-    p->mask = calloc((size_t)(ctx->height * ctx->width), sizeof *p->mask);
-    if (!p->mask) return hd_fail(HD_ERR_NOMEM, "masked_reference: no memory for the mask");
-    return hd_begin_mask(ctx, hd_json_get(ctx->node, "ref_mask"), p->ref_mask, p->mask);
+    const char *branch = p->mode == MASKED_KV ? "reference.0" : "main";
+    return reference_picture_open(&p->picture, ctx, branch, p->ref_mask,
+                                  hd_json_get(ctx->node, "ref_mask"));
 }
 
 static void masked_clear(void *params)
 {
-    free(((masked_reference *)params)->mask);
+    free(((masked_reference *)params)->picture.mask);
 }
 
 static hd_status masked_latent(const hd_beside_ctx *ctx)
@@ -231,8 +230,11 @@ static hd_status masked_prepare(hd_prepare_ctx *ctx)
     if (ctx->idle) return HD_OK;
     masked_site *s = calloc(1, sizeof *s);
     if (!s) return hd_fail(HD_ERR_NOMEM, "masked_reference: no memory for a site");
-    hd_status status = reference_columns_make(&s->columns, keys, p->ref_weight, p->mask, p->height,
-                                              p->width, REFERENCE_AREA);
+    const reference_picture *picture = &p->picture;
+    const hd_token_segment its = reference_picture_grid(picture, &call->site, keys);
+    reference_picture_keep(ctx, picture, "reference.0", &its);
+    hd_status status = reference_columns_make(&s->columns, &its, p->ref_weight, picture->mask,
+                                              picture->height, picture->width, REFERENCE_AREA);
     if (status == HD_OK && p->box_count > 0) status = label_queries(p, s, queries, call->q.dim[1]);
     if (status != HD_OK) {
         release_site(s);
@@ -251,7 +253,7 @@ static bool sees_itself_only(const masked_reference *p, const char *own)
 {
     char name[24];
     frame_name(name, p->frame[0]);
-    return p->frame_count == 1 && !p->mask && strcmp(name, own) == 0;
+    return p->frame_count == 1 && !p->picture.mask && strcmp(name, own) == 0;
 }
 
 static hd_status masked_tokens(const hd_hook_ctx *ctx, hd_tokens *tokens)
@@ -267,10 +269,11 @@ static hd_status masked_tokens(const hd_hook_ctx *ctx, hd_tokens *tokens)
             continue;
         const int64_t first = tokens->key_len[b];
         if (p->mode == MASKED_KV) {
-            const int64_t source = hd_rows_find(rows, "reference.0", "cond", row->picture);
+            hd_tensor k, v;
+            const int64_t source = reference_find(ctx, tokens, "reference.0", row->picture, &k, &v);
             if (source < 0)
                 return hd_fail(HD_ERR_INTERNAL, "masked_reference: the reference has no row");
-            reference_append(tokens, b, &site->columns, tokens->k, tokens->v, source);
+            reference_append(tokens, b, &site->columns, k, v, source);
         }
         for (int64_t i = 0; p->mode == MASKED_REF_FRAME && i < p->frame_count; i++) {
             char name[24];

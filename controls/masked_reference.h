@@ -41,8 +41,8 @@ typedef struct masked_reference {
     masked_box box[MASKED_MOST_BOXES];
     bool keyed; // boxes of key frames: those between are interpolated
     int64_t frame_count, frame[MASKED_MOST_FRAMES];
-    bool has_picture; // the reference's latent is set at each step
-    float *mask;      // ref_mask [height, width] of the latent; NULL: all of it
+    bool has_picture;          // the reference's latent is set at each step
+    reference_picture picture; // of kv
     int64_t height, width, factor;
 } masked_reference;
 

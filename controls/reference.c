@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/attention/kept.h"
 #include "engine/rng.h"
 
 /* --- masks --- */
@@ -114,6 +115,50 @@ void reference_columns_free(reference_columns *c)
     *c = (reference_columns){0};
 }
 
+hd_status reference_picture_open(reference_picture *r, const hd_begin_ctx *ctx, const char *branch,
+                                 const char *path, const hd_json *node)
+{
+    const int number = hd_branches_find(ctx->branches, branch);
+    r->aside = number >= 0 && ctx->branches->item[number].aside;
+    r->height = r->aside ? ctx->branches->item[number].latent_height : ctx->height;
+    r->width = r->aside ? ctx->branches->item[number].latent_width : ctx->width;
+    if (!path) return HD_OK;
+    r->mask = calloc((size_t)(r->height * r->width), sizeof *r->mask);
+    if (!r->mask) return hd_fail(HD_ERR_NOMEM, "no memory for the mask of a reference");
+    return number < 0 ? hd_begin_mask(ctx, node, path, r->mask)
+                      : hd_begin_branch_mask(ctx, node, path, branch, r->mask);
+}
+
+hd_token_segment reference_picture_grid(const reference_picture *r, const hd_site *site,
+                                        const hd_token_segment *grid)
+{
+    if (!r->aside) return *grid;
+    // each halving of a network rounds up
+    hd_token_segment own = {.kind = HD_TOKENS_GRID, .frames = 1};
+    own.height = (r->height + site->factor - 1) / site->factor;
+    own.width = (r->width + site->factor - 1) / site->factor;
+    own.count = own.height * own.width;
+    return own;
+}
+
+void reference_picture_keep(hd_prepare_ctx *ctx, const reference_picture *r, const char *branch,
+                            const hd_token_segment *grid)
+{
+    for (int i = 0; i < ctx->keeps; i++)
+        if (strcmp(ctx->keep[i].branch, branch) == 0) return;
+    if (!r->aside || ctx->keeps == HD_MAX_KEEPS) return;
+    ctx->keep[ctx->keeps].branch = branch;
+    ctx->keep[ctx->keeps++].tokens = grid->count;
+}
+
+int64_t reference_find(const hd_hook_ctx *ctx, const hd_tokens *tokens, const char *branch,
+                       int64_t picture, hd_tensor *k, hd_tensor *v)
+{
+    *k = tokens->k, *v = tokens->v;
+    const int64_t row = hd_rows_find(&ctx->call->forward->rows, branch, "cond", picture);
+    return row >= 0 ? row : hd_kept_keys(ctx, branch, picture, k, v) ? 0 : -1;
+}
+
 static char *token_at(hd_tensor t, int64_t row, int64_t token)
 {
     return (char *)t.data +
@@ -180,11 +225,11 @@ hd_status reference_add_noise(const hd_beside_ctx *ctx, const char *branch, hd_n
     uint64_t seed = ctx->seed + 0x9e3779b1u * (salt + 1);
     if (fresh) seed += 0x85ebca77u * (uint64_t)(ctx->step.index + 1);
     HD_TRY(hd_rng_create(&rng, HD_RNG_CPU, seed));
-    hd_rng_normal(rng, b->latent, ctx->values);
+    hd_rng_normal(rng, b->latent, b->values);
     hd_rng_free(rng);
     // the pipeline divides by the divisor of this call, whatever the level
     const float back = now / level.divisor;
-    for (int64_t i = 0; i < ctx->values; i++)
+    for (int64_t i = 0; i < b->values; i++)
         b->latent[i] = (level.alpha * b->clean[i] + level.sigma * b->latent[i]) * back;
     b->timestep = level.timestep;
     return HD_OK;

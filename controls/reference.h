@@ -19,6 +19,28 @@ typedef enum reference_resize {
 void reference_resize_mask(float *out, int64_t h, int64_t w, const float *mask, int64_t height,
                            int64_t width, reference_resize how);
 
+/* The latent of a reference, whether it is aside (engine/attention/kept.h), and its mask. */
+typedef struct reference_picture {
+    int64_t height, width;
+    bool aside;
+    float *mask; // [height, width], owned; NULL: all of it
+} reference_picture;
+
+/* In `begin`; `path` NULL: no mask; `node` is for messages. The caller frees the mask. */
+HD_CHECKED hd_status reference_picture_open(reference_picture *out, const hd_begin_ctx *ctx,
+                                            const char *branch, const char *path,
+                                            const hd_json *node);
+/* Its grid at a site whose own grid is `grid`. */
+hd_token_segment reference_picture_grid(const reference_picture *r, const hd_site *site,
+                                        const hd_token_segment *grid);
+/* In `prepare`: if it is aside, its keys are kept here. */
+void reference_picture_keep(hd_prepare_ctx *ctx, const reference_picture *r, const char *branch,
+                            const hd_token_segment *grid);
+/* In a tokens hook: where the keys and values of that branch are: a row of the call, or what was
+ * kept. -1: nowhere in this call. */
+int64_t reference_find(const hd_hook_ctx *ctx, const hd_tokens *tokens, const char *branch,
+                       int64_t picture, hd_tensor *k, hd_tensor *v);
+
 /* The keys of a reference that are seen at a site: those that weigh anything. */
 typedef struct reference_columns {
     int64_t count;

@@ -75,7 +75,7 @@ static hd_status read_text(const hd_json *object, const char *key, const char **
 
 static hd_status read_reference(subject_reference *r, const hd_json *node)
 {
-    static const char *const known[] = {"image", "mask", "caption", "weight"};
+    static const char *const known[] = {"image", "mask", "caption", "weight", "keep_size"};
     double weight = 3.0;
     r->node = node;
     HD_TRY(hd_json_expect(node, HD_JSON_OBJECT));
@@ -87,13 +87,15 @@ static hd_status read_reference(subject_reference *r, const hd_json *node)
         if (found) continue;
         const char *near = hd_nearest_name(key, known, HD_COUNT(known));
         return hd_json_fail(node, HD_ERR_ARGUMENT,
-                            "has no \"%s\"%s%s%s; it has: image, mask, caption, weight", key,
-                            near ? "; did you mean \"" : "", near ? near : "", near ? "\"?" : "");
+                            "has no \"%s\"%s%s%s; it has: image, mask, caption, weight, keep_size",
+                            key, near ? "; did you mean \"" : "", near ? near : "",
+                            near ? "\"?" : "");
     }
     HD_TRY(read_text(node, "image", &r->image));
     HD_TRY(read_text(node, "mask", &r->mask_path));
     HD_TRY(read_text(node, "caption", &r->caption));
-    const hd_json *given = hd_json_get(node, "weight");
+    const hd_json *given = hd_json_get(node, "weight"), *keep = hd_json_get(node, "keep_size");
+    if (keep) HD_TRY(hd_json_to_bool(keep, &r->keep_size));
     if (given) HD_TRY(hd_json_to_double(given, 0.0, 1000.0, &weight));
     r->weight = (float)weight;
     return HD_OK;
@@ -136,13 +138,10 @@ static hd_status subject_check(void *params)
 static hd_status subject_begin(const hd_begin_ctx *ctx)
 {
     self_subject *p = ctx->params;
-    p->height = ctx->height, p->width = ctx->width;
     for (int64_t i = 0; i < p->count; i++) {
         subject_reference *r = &p->reference[i];
-        if (!r->mask_path) continue;
-        r->mask = calloc((size_t)(ctx->height * ctx->width), sizeof *r->mask);
-        if (!r->mask) return hd_fail(HD_ERR_NOMEM, "self_subject: no memory for a mask");
-        HD_TRY(hd_begin_mask(ctx, hd_json_get(r->node, "mask"), r->mask_path, r->mask));
+        HD_TRY(reference_picture_open(&r->picture, ctx, r->branch, r->mask_path,
+                                      hd_json_get(r->node, "mask")));
     }
     return HD_OK;
 }
@@ -151,7 +150,7 @@ static void subject_clear(void *params)
 {
     self_subject *p = params;
     for (int64_t i = 0; i < SUBJECT_MOST_REFERENCES; i++)
-        free(p->reference[i].mask);
+        free(p->reference[i].picture.mask);
     free(p->by_reference);
     free(p->by_text);
     free(p->uncond_rows);
@@ -214,14 +213,19 @@ static void release_site(void *made)
     free(s);
 }
 
-static hd_status make_site(const self_subject *p, const hd_token_segment *grid, subject_site **out)
+static hd_status make_site(hd_prepare_ctx *ctx, const hd_token_segment *grid, subject_site **out)
 {
+    const self_subject *p = ctx->params;
     subject_site *s = calloc(1, sizeof *s);
     if (!s) return hd_fail(HD_ERR_NOMEM, "self_subject: no memory for a site");
     for (int64_t i = 0; i < p->count; i++) {
         const subject_reference *r = &p->reference[i];
-        hd_status status = reference_columns_make(&s->columns[i], grid, r->weight, r->mask,
-                                                  p->height, p->width, p->mask_resize);
+        const reference_picture *picture = &r->picture;
+        const hd_token_segment its = reference_picture_grid(picture, &ctx->call->site, grid);
+        reference_picture_keep(ctx, picture, r->branch, &its);
+        reference_picture_keep(ctx, picture, r->opposite_branch, &its);
+        hd_status status = reference_columns_make(&s->columns[i], &its, r->weight, picture->mask,
+                                                  picture->height, picture->width, p->mask_resize);
         if (status != HD_OK) {
             release_site(s);
             return status;
@@ -246,7 +250,7 @@ static hd_status subject_prepare(hd_prepare_ctx *ctx)
                        "the keys of this network carry their places already; \"ref_pos\" can only "
                        "be \"same\"");
     subject_site *made = NULL;
-    HD_TRY(make_site(p, grid, &made));
+    HD_TRY(make_site(ctx, grid, &made));
     ctx->made = made;
     ctx->extra_keys = made->total;
     ctx->scratch_bytes = sizeof(subject_rows);
@@ -271,12 +275,13 @@ static hd_status subject_pass(const hd_hook_ctx *ctx, int index, hd_pass *pass)
 
 // At a step that is not guided by the text the opposite has no row; whoever else asked for an
 // unconditioned row then sees the reference as the conditioned one does.
-static int64_t source_row(const hd_rows *rows, const subject_reference *r, subject_sees what,
-                          int64_t picture)
+static int64_t source_row(const hd_hook_ctx *ctx, const hd_tokens *tokens,
+                          const subject_reference *r, subject_sees what, int64_t picture,
+                          hd_tensor *k, hd_tensor *v)
 {
     const int64_t opposite =
-        what == SEES_OPPOSITE ? hd_rows_find(rows, r->opposite_branch, "cond", picture) : -1;
-    return opposite >= 0 ? opposite : hd_rows_find(rows, r->branch, "cond", picture);
+        what == SEES_OPPOSITE ? reference_find(ctx, tokens, r->opposite_branch, picture, k, v) : -1;
+    return opposite >= 0 ? opposite : reference_find(ctx, tokens, r->branch, picture, k, v);
 }
 
 static hd_status subject_tokens(const hd_hook_ctx *ctx, hd_tokens *tokens)
@@ -290,10 +295,11 @@ static hd_status subject_tokens(const hd_hook_ctx *ctx, hd_tokens *tokens)
         mine->start[b] = what == SEES_NOTHING ? -1 : tokens->key_len[b];
         for (int64_t i = 0; what != SEES_NOTHING && i < p->count; i++) {
             const subject_reference *r = &p->reference[i];
-            const int64_t source = source_row(rows, r, what, rows->row[b].picture);
+            hd_tensor k, v;
+            const int64_t source = source_row(ctx, tokens, r, what, rows->row[b].picture, &k, &v);
             if (source < 0)
                 return hd_fail(HD_ERR_INTERNAL, "self_subject: no row of branch \"%s\"", r->branch);
-            reference_append(tokens, b, &site->columns[i], tokens->k, tokens->v, source);
+            reference_append(tokens, b, &site->columns[i], k, v, source);
         }
     }
     return HD_OK;

@@ -20,7 +20,8 @@ typedef struct subject_reference {
     const hd_json *node;
     const char *image, *mask_path, *caption;
     float weight;
-    float *mask;              // [height, width] of the latent; NULL: all of it
+    bool keep_size;
+    reference_picture picture;
     char branch[24];          // its rows as the conditioned row sees them
     char opposite_branch[24]; // as the unconditioned one does: the same unless the levels differ
     bool has_picture;         // its latent is set at each step; else it is sampled beside
@@ -45,7 +46,6 @@ typedef struct self_subject {
     // [calls]: steps that guide by the reference, by the text; both: blend
     bool *by_reference, *by_text;
     bool *uncond_rows; // [calls] by_text, and the steps in which this processor does not act
-    int64_t height, width;
 } self_subject;
 
 /* Step `step` of the processor's own: does it guide by the reference, by the text? */

@@ -110,7 +110,8 @@ static hd_status ask_reference(const self_subject *p, hd_branches_ctx *ctx, subj
                          .end_step = ctx->end_step,
                          .prompt = r->caption,
                          .init_image = r->image,
-                         .not_sampled = true};
+                         .not_sampled = true,
+                         .keep_size = r->keep_size};
     HD_TRY(hd_ask_branch(ctx, &ask));
     if (!p->uncond_sees || (p->delta_t == 0 && p->opposite == 0.0)) return HD_OK;
     const bool guided = p->guidance_mode == SUBJECT_NONE
@@ -122,6 +123,7 @@ static hd_status ask_reference(const self_subject *p, hd_branches_ctx *ctx, subj
     given = &ctx->branches->item[hd_branches_find(ctx->branches, r->branch)];
     ask.branch = r->opposite_branch;
     ask.prompt = given->prompt, ask.init_image = given->init_image;
+    ask.width = given->width, ask.height = given->height, ask.keep_size = given->keep_size;
     ask.at = p->guidance_mode == SUBJECT_NONE ? NULL : p->by_text;
     return hd_ask_branch(ctx, &ask);
 }

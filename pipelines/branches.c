@@ -8,6 +8,11 @@ const hd_param hd_branch_params[] = {
     HD_PARAM_STRING(hd_branch_fields, prompt, .help = "what it shows; the run's when not given"),
     HD_PARAM_STRING(hd_branch_fields, negative, .help = "what it should not show; likewise"),
     HD_PARAM_STRING(hd_branch_fields, init_image, .help = "PNG that it is about"),
+    HD_PARAM_INT(hd_branch_fields, width, .def = 0, .min = 0, .max = 32768,
+                 .help = "pixels of a reference picture of another size; 0: the run's"),
+    HD_PARAM_INT(hd_branch_fields, height, .def = 0, .min = 0, .max = 32768, .help = "likewise"),
+    HD_PARAM_BOOL(hd_branch_fields, keep_size,
+                  .help = "a reference picture is not fitted to the run's size"),
     HD_PARAM_STRING(hd_branch_fields, start,
                     .help = "branch whose first latent it begins with; main when not given"),
     HD_PARAM_U64(hd_branch_fields, seed, .given_flag = true,
@@ -87,6 +92,9 @@ static hd_status read_fields(hd_branch *b, hd_branch_fields *f, const hd_json *n
     b->prompt = f->prompt;
     b->negative = f->negative;
     b->init_image = f->init_image;
+    b->width = f->width;
+    b->height = f->height;
+    b->keep_size = f->keep_size;
     b->seed_given = f->seed_given;
     b->seed = f->seed;
     b->guidance_given = f->guidance_given;

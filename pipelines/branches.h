@@ -17,6 +17,8 @@ HD_BEGIN_DECLS
 /* The texts of a branch in the preset; owned. */
 typedef struct hd_branch_fields {
     char *prompt, *negative, *init_image, *start;
+    int64_t width, height;
+    bool keep_size;
     uint64_t seed;
     bool seed_given;
     float guidance;

@@ -42,6 +42,8 @@ typedef struct gen_branch {
     float *text[2];            // negative, prompt [tokens, channels]; may be another branch's
     hd_prompt_token *token[2]; // [tokens]
     int64_t slot;              // number of its latent: sampled ones first; -1: it shows another's
+    hd_picture_size size;      // the run's, but for branches aside
+    float *aside;              // their latents and inputs [2, group, latent values]
 } gen_branch;
 
 typedef struct generation {
@@ -52,6 +54,7 @@ typedef struct generation {
     hd_exec ex;
     hd_attention_run *attention;
     hd_attention_run *inverting; // without processors: the text of the pictures taken back to noise
+    hd_attention_run *aside;     // likewise: branches of another size; NULL: there are none
     hd_beside_run *beside;
     hd_features *features;
     hd_branches branches;
@@ -72,6 +75,7 @@ typedef struct generation {
     float *x0[3];                  // [sampled, group, latent values] if any processor looks at x0
     hd_beside_branch *data;        // [group, branches]
     gen_rows rows;                 // of the call that is made
+    gen_rows aside_rows;           // of a forward aside
     char fork_path[HD_SITE_PATH_BYTES]; // "": nothing forks
     hd_latents_file latents;            // collected for latents_out
     hd_capture *capture;                // NULL: nobody wants it
@@ -100,10 +104,17 @@ typedef struct gen_call {
     hd_attention_run *attention;
     hd_features *features;
     hd_step step;
+    const hd_picture_size *size; // NULL: the run's
 } gen_call;
 /* output [rows, latent values], in PyTorch's order. */
 HD_CHECKED hd_status gen_call_network(generation *g, const hd_exec *ex, const gen_call *call,
                                       float *output);
+
+/* aside.c: the pictures of all branches but main, and which of them have a size of their own; their
+ * latents; their forwards before a call (-1 on the dry pass: every row that any call has). */
+HD_CHECKED hd_status gen_open_pictures(generation *g);
+HD_CHECKED hd_status gen_aside_room(generation *g);
+HD_CHECKED hd_status gen_call_aside(generation *g, const hd_exec *ex, hd_step step, int64_t call);
 
 /* sampling.c: one group of pictures from noise to latents. */
 HD_CHECKED hd_status gen_begin_group(generation *g, int64_t first);

@@ -8,6 +8,7 @@
 
 float *gen_latent(const generation *g, int b, int64_t picture)
 {
+    if (g->branch[b].aside) return g->branch[b].aside + picture * g->branch[b].size.latent_values;
     int64_t slot = g->branch[g->branches.item[b].latent].slot;
     return g->latent + (slot * g->group + picture) * g->size.latent_values;
 }
@@ -106,7 +107,7 @@ static const float *seen(const generation *g, const hd_exec *ex, const gen_rows 
 
 hd_status gen_call_network(generation *g, const hd_exec *ex, const gen_call *call, float *output)
 {
-    const hd_picture_size *z = &g->size;
+    const hd_picture_size *z = call->size ? call->size : &g->size;
     gen_rows *r = call->rows;
     hd_shape last = hd_shape4(r->count, z->latent_height, z->latent_width, z->channels);
     hd_tensor text = text_rows(g, ex, r);

@@ -108,7 +108,10 @@ static void set_data(generation *g)
 {
     for (int64_t i = 0; i < g->group; i++)
         for (int b = 0; b < g->branches.count; b++)
-            data_of(g, i)[b] = (hd_beside_branch){.latent = gen_latent(g, b, i),
+            data_of(g, i)[b] = (hd_beside_branch){.height = g->branch[b].size.latent_height,
+                                                  .width = g->branch[b].size.latent_width,
+                                                  .values = g->branch[b].size.latent_values,
+                                                  .latent = gen_latent(g, b, i),
                                                   .timestep = hd_sampler_timestep(g->sampler),
                                                   .clean = g->branch[b].start.mean,
                                                   .trajectory = g->branch[b].trajectory,
@@ -202,7 +205,7 @@ static hd_status predict(generation *g, int64_t first, hd_step step)
     size_t mark = hd_arena_mark(g->ex.arena);
     float *output = hd_arena_bytes(g->ex.arena, (size_t)(g->rows.count * g->size.latent_values) *
                                                     sizeof *output);
-    gen_call call = {&g->rows, g->attention, g->features, step};
+    gen_call call = {&g->rows, g->attention, g->features, step, &g->size};
     for (int64_t r = 0; r < g->rows.count; r++)
         g->rows.timestep[r] = data_of(g, g->rows.name[r].picture)[g->rows.branch[r]].timestep;
     hd_status status = output ? gen_call_network(g, &g->ex, &call, output)
@@ -273,6 +276,7 @@ static hd_status sample_call(generation *g, int64_t first)
     follow(g, step.index);
     HD_TRY(latent_hooks(g, first, HD_LATENT_BEFORE_CALL, step));
     scale_inputs(g);
+    HD_TRY(gen_call_aside(g, &g->ex, step, step.index));
     HD_TRY(predict(g, first, step));
     HD_TRY(x0_hooks(g, first, step));
     // the picture in the making, before the step replaces what it is made from

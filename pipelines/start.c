@@ -98,17 +98,19 @@ static hd_status fit_picture(hd_image *out, const hd_image *in, hd_fit fit, int 
     return status;
 }
 
-static hd_status open_picture(hd_start *s, const hd_preset *p, const hd_json *root,
-                              const hd_model *model, hd_picture_size *size)
+hd_status hd_start_open_sized(hd_start *s, const char *path, hd_fit fit, const hd_json *node,
+                              const hd_model *model, int64_t width, int64_t height,
+                              hd_picture_size *size)
 {
     hd_png png;
-    HD_TRY(read_picture(s, &png, p->init_image));
+    memset(s, 0, sizeof *s);
+    HD_TRY(read_picture(s, &png, path));
     int64_t factor = hd_vae_kl_factor(hd_vae_kl_configuration(model->vae));
-    int64_t width = p->width ? p->width : png.image.width / factor * factor;
-    int64_t height = p->height ? p->height : png.image.height / factor * factor;
-    hd_status status = set_size(size, root, model, width, height);
+    if (width == 0) width = png.image.width / factor * factor;
+    if (height == 0) height = png.image.height / factor * factor;
+    hd_status status = set_size(size, node, model, width, height);
     if (status == HD_OK)
-        status = fit_picture(&s->picture, &png.image, p->fit, (int)width, (int)height);
+        status = fit_picture(&s->picture, &png.image, fit, (int)width, (int)height);
     hd_png_free(&png);
     s->picture_given = status == HD_OK;
     return status;
@@ -205,7 +207,9 @@ hd_status hd_start_open(hd_start *out, const hd_preset *p, const hd_json *root,
                         const hd_model *model, hd_picture_size *size)
 {
     memset(out, 0, sizeof *out);
-    if (p->init_image) return open_picture(out, p, root, model, size);
+    if (p->init_image)
+        return hd_start_open_sized(out, p->init_image, p->fit, root, model, p->width, p->height,
+                                   size);
     if (p->latents_in) return open_latents(out, p, root, model, size);
     const hd_unet2d_config *unet = hd_unet2d_configuration(model->unet);
     const hd_vae_kl_config *vae = hd_vae_kl_configuration(model->vae);

@@ -31,6 +31,11 @@ typedef struct hd_start {
  * model's. `root` is for messages. Free with hd_start_free, on failure too. */
 HD_CHECKED hd_status hd_start_open(hd_start *out, const hd_preset *preset, const hd_json *root,
                                    const hd_model *model, hd_picture_size *size);
+/* A picture and its size: width and height, where they are 0 the picture's (rounded down to the
+ * autoencoder's factor). `node` has the fields, for messages. */
+HD_CHECKED hd_status hd_start_open_sized(hd_start *out, const char *path, hd_fit fit,
+                                         const hd_json *node, const hd_model *model, int64_t width,
+                                         int64_t height, hd_picture_size *size);
 /* The picture of a branch, whose size is the run's. HD_OK and no picture when path is NULL. */
 HD_CHECKED hd_status hd_start_open_picture(hd_start *out, const char *path, hd_fit fit,
                                            const hd_picture_size *size);

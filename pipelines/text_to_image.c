@@ -163,16 +163,15 @@ static hd_status make_branches(generation *g)
     HD_TRY(hd_beside_run_ask(g->beside, &ctx));
     bool no_guidance = hd_unet2d_configuration(g->model->unet)->guidance_channels > 0;
     HD_TRY(hd_branches_complete(&g->branches, r->root, no_guidance));
+    HD_TRY(gen_open_pictures(g));
     for (int pass = 0; pass < 2; pass++)
         for (int b = 0; b < g->branches.count; b++) {
             const hd_branch *is = &g->branches.item[b];
             if (pass == 0) g->branch[b].slot = -1;
-            if (is->latent == b && is->not_sampled == (pass == 1)) g->branch[b].slot = g->slots++;
+            if (is->latent == b && !is->aside && is->not_sampled == (pass == 1))
+                g->branch[b].slot = g->slots++;
             if (pass == 0) g->sampled = g->slots;
         }
-    for (int b = 1; b < g->branches.count; b++)
-        HD_TRY(hd_start_open_picture(&g->branch[b].start, g->branches.item[b].init_image,
-                                     g->preset->fit, &g->size));
     for (int b = 0; b < g->branches.count; b++)
         HD_TRY(check_grid(g, b));
     return HD_OK;
@@ -229,6 +228,7 @@ static hd_status make_buffers(generation *g)
         return hd_fail(HD_ERR_NOMEM, "sampler: no memory for the latents of %" PRId64 " pictures",
                        g->group);
     HD_TRY(make_texts(g));
+    HD_TRY(gen_aside_room(g));
     bool x0 = false;
     for (int64_t step = 0; step < g->calls; step++)
         x0 = x0 || hd_beside_run_wants_x0(g->beside, step);
@@ -246,10 +246,10 @@ static hd_status measure_network(generation *g, const hd_exec *dry)
     size_t mark = hd_arena_mark(dry->arena);
     void *output =
         hd_arena_bytes(dry->arena, (size_t)(g->rows.count * g->size.latent_values) * sizeof(float));
-    gen_call call = {&g->rows, g->attention, g->features, {.count = g->calls}};
+    gen_call call = {&g->rows, g->attention, g->features, {.count = g->calls}, &g->size};
     hd_status status = gen_call_network(g, dry, &call, output);
     hd_arena_rewind(dry->arena, mark);
-    return status;
+    return status == HD_OK ? gen_call_aside(g, dry, call.step, -1) : status;
 }
 
 static hd_status measure_all(generation *g, hd_exec *dry)
@@ -269,7 +269,7 @@ static hd_status measure_all(generation *g, hd_exec *dry)
     HD_TRY(hd_decode_picture(dry, g->model->vae, &g->size, g->preset->vae_tiling, g->latent, NULL));
     for (int b = 0; b < g->branches.count; b++)
         if (g->branch[b].start.picture_given)
-            HD_TRY(hd_start_encode(&g->branch[b].start, dry, g->model->vae, &g->size,
+            HD_TRY(hd_start_encode(&g->branch[b].start, dry, g->model->vae, &g->branch[b].size,
                                    g->preset->vae_tiling));
     return gen_invert_dry(g, dry);
 }
@@ -288,9 +288,10 @@ static hd_status measure(generation *g, size_t *bytes)
     return status;
 }
 
-static hd_status read_mask(void *arg, const hd_json *node, const char *path, float *mask)
+static hd_status read_mask(void *arg, const hd_json *node, const char *path, int branch,
+                           float *mask)
 {
-    return hd_start_mask(mask, node, path, &((generation *)arg)->size);
+    return hd_start_mask(mask, node, path, &((generation *)arg)->branch[branch].size);
 }
 
 // Processors prepare themselves, now that branches and prompts are known.
@@ -369,6 +370,7 @@ static void clear(generation *g)
     for (int b = 0; b < HD_MAX_BRANCHES; b++) {
         hd_start_free(&g->branch[b].start);
         free(g->branch[b].trajectory);
+        free(g->branch[b].aside);
         free(g->branch[b].token[0]);
         free(g->branch[b].token[1]);
     }
@@ -377,6 +379,7 @@ static void clear(generation *g)
     hd_sampler_free(g->sampler);
     hd_features_free(g->features);
     hd_beside_run_free(g->beside);
+    hd_attention_run_free(g->aside);
     hd_attention_run_free(g->inverting);
     hd_attention_run_free(g->attention);
     hd_branches_preset_free(&g->branches_preset);
@@ -392,7 +395,7 @@ static hd_status encode_pictures(generation *g)
         if (!g->branch[b].start.picture_given) continue;
         double begin = hd_seconds();
         gen_tell(g, "encode", 0, 1, 0, begin);
-        HD_TRY(hd_start_encode(&g->branch[b].start, &g->ex, g->model->vae, &g->size,
+        HD_TRY(hd_start_encode(&g->branch[b].start, &g->ex, g->model->vae, &g->branch[b].size,
                                g->preset->vae_tiling));
         hd_result_stage(g->request->result, "encode", hd_seconds() - begin, 1);
     }

@@ -76,6 +76,9 @@ static hd_status ask_latent(hd_branches_ctx *ctx, hd_branch *b, const hd_branch_
         b->view = ask->view;
     }
     b->not_sampled = b->not_sampled || ask->not_sampled;
+    b->keep_size = b->keep_size || ask->keep_size;
+    if (!b->width) b->width = ask->width;
+    if (!b->height) b->height = ask->height;
     if (ask->invert && !b->invert) {
         b->invert = true;
         b->inversion = ask->inversion;
@@ -144,7 +147,15 @@ const hd_prompt *hd_begin_text(const hd_begin_ctx *ctx, int number)
 
 hd_status hd_begin_mask(const hd_begin_ctx *ctx, const hd_json *node, const char *path, float *mask)
 {
-    return ctx->read_mask(ctx->read_mask_arg, node, path, mask);
+    return ctx->read_mask(ctx->read_mask_arg, node, path, 0, mask);
+}
+
+hd_status hd_begin_branch_mask(const hd_begin_ctx *ctx, const hd_json *node, const char *path,
+                               const char *branch, float *mask)
+{
+    const int number = hd_branches_find(ctx->branches, branch);
+    HD_ENSURE(number >= 0);
+    return ctx->read_mask(ctx->read_mask_arg, node, path, number, mask);
 }
 
 hd_beside_branch *hd_beside(const hd_beside_ctx *ctx, const char *branch)

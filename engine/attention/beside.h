@@ -53,6 +53,8 @@ typedef struct hd_branch_ask {
     const char *latent_of; // its rows show that branch's latent: it has none of its own
     hd_latent_view view;   // borrowed until the run ends
     bool not_sampled;      // the latent hook sets its latent before each call
+    int64_t width, height; // pixels of its picture, where the preset gives none; 0: the run's
+    bool keep_size;        // its picture is not fitted to the run's size
     bool invert;           // its picture is taken back to noise
     hd_inversion inversion;
     bool follow;
@@ -76,7 +78,8 @@ typedef struct hd_begin_ctx {
     int64_t channels, height, width;
     int64_t factor; // pixels of a place of the latent, per axis
     const hd_branches *branches;
-    hd_status (*read_mask)(void *arg, const hd_json *node, const char *path, float *mask);
+    hd_status (*read_mask)(void *arg, const hd_json *node, const char *path, int branch,
+                           float *mask);
     void *read_mask_arg;
     size_t *state_bytes; // as asked for in the `branches` hook; may be raised, now that the prompts
                          // are known
@@ -90,6 +93,9 @@ const hd_prompt *hd_begin_text(const hd_begin_ctx *ctx, int number);
  * pixels over each place. Another size is refused with the path of `node`. */
 HD_CHECKED hd_status hd_begin_mask(const hd_begin_ctx *ctx, const hd_json *node, const char *path,
                                    float *mask);
+/* The same of a branch's size: [latent_height, latent_width] of the branch. */
+HD_CHECKED hd_status hd_begin_branch_mask(const hd_begin_ctx *ctx, const hd_json *node,
+                                          const char *path, const char *branch, float *mask);
 
 /* --- between calls of the network --- */
 
@@ -101,7 +107,8 @@ typedef enum hd_latent_when {
 
 /* A branch of one picture. What does not exist at that moment is NULL. */
 typedef struct hd_beside_branch {
-    float *latent;           // of the branch whose latent its rows show
+    int64_t height, width, values; // of its latent
+    float *latent;                 // of the branch whose latent its rows show
     float timestep;          // latent hook before a call: what the network is told for its rows
     const float *clean;      // its picture's latent: it has an init_image
     const float *trajectory; // [calls + 1, values]: the latent before each call, then the last

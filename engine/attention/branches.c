@@ -127,7 +127,7 @@ int64_t hd_branches_rows(const hd_branches *b, int64_t step, int64_t pictures, h
     int64_t n = 0;
     for (int i = 0; i < b->count; i++)
         for (int role = 0; role < HD_ROLES; role++) {
-            if (!hd_branch_has_row(&b->item[i], (hd_role)role, step)) continue;
+            if (b->item[i].aside || !hd_branch_has_row(&b->item[i], (hd_role)role, step)) continue;
             for (int64_t p = 0; p < pictures && n < HD_MAX_ROWS; p++, n++) {
                 row[n] = (hd_row){.picture = p, .also = b->item[i].also};
                 snprintf(row[n].branch, sizeof row[n].branch, "%s", b->item[i].name);

@@ -73,8 +73,12 @@ typedef struct hd_branch {
     bool follow_given, follow; // its latent is set to that trajectory at every step
     bool not_sampled;          // a processor sets its latent; its prediction is not used
     bool start_given;
-    int start;  // branch whose start (noise, picture, trajectory) it takes; -1: own
-    int latent; // branch whose latent its rows show; its own number: it has one
+    int start;             // branch whose start (noise, picture, trajectory) it takes; -1: own
+    int latent;            // branch whose latent its rows show; its own number: it has one
+    int64_t width, height; // pixels, 0: the run's; where its picture keeps its size, the picture's
+    bool keep_size;
+    bool aside; // its size is not the run's: a forward of its own, see engine/attention/kept.h
+    int64_t latent_width, latent_height; // there from hd_processor_class.begin on
     hd_latent_view view;
     unsigned roles, asked_roles; // bits; roles 0: those every branch has
     int64_t first_step[HD_ROLES], end_step[HD_ROLES];
@@ -124,8 +128,9 @@ HD_CHECKED hd_status hd_branches_alias(hd_branches *branches, const char *name, 
 /* Does the branch have this row at this step? */
 bool hd_branch_has_row(const hd_branch *branch, hd_role role, int64_t step);
 
-/* The names of the rows at `step` for `pictures` pictures into row [HD_MAX_ROWS] (step -1: all that
- * any step has); returns how many. branch_of and role_of [HD_MAX_ROWS] may be NULL. */
+/* The names of the rows of a call of the network at the run's size at `step` for `pictures`
+ * pictures into row [HD_MAX_ROWS] (step -1: all that any step has); returns how many. branch_of and
+ * role_of [HD_MAX_ROWS] may be NULL. */
 int64_t hd_branches_rows(const hd_branches *branches, int64_t step, int64_t pictures, hd_row *row,
                          int *branch_of, hd_role *role_of);
 

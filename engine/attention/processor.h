@@ -59,6 +59,7 @@ typedef struct hd_pass {
 } hd_pass;
 
 #define HD_MAX_PASSES 4
+#define HD_MAX_KEEPS  16
 
 /* What the text_weights hook is handed: once per cross attention, on the dry pass. */
 typedef struct hd_text_weights {
@@ -85,8 +86,15 @@ typedef struct hd_prepare_ctx {
     size_t scratch_bytes; // during the call
     int passes;
     hd_pass pass[HD_MAX_PASSES]; // when, query_len, key_len
-    int64_t extra_keys;          // room behind the call's keys for those the tokens hook appends
-    int64_t indicators;          // probe: value channels
+    // Branches aside (engine/attention/kept.h) whose keys and values the tokens hook looks at here,
+    // and how many tokens they have.
+    int keeps;
+    struct {
+        const char *branch; // borrowed until the run ends
+        int64_t tokens;
+    } keep[HD_MAX_KEEPS];
+    int64_t extra_keys; // room behind the call's keys for those the tokens hook appends
+    int64_t indicators; // probe: value channels
     int64_t query_labels, key_labels; // HD_ADDS_SEGMENTS
     void *made; // what prepare made for this site (a static plan, projected keys): release frees it
     bool idle;  // its parameters leave this site alone, as if "sites" did

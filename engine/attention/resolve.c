@@ -149,6 +149,9 @@ static hd_status check_prepared(const run_link *link)
     if (c->passes < 0 || c->passes > HD_MAX_PASSES)
         return hd_json_fail(p->node, HD_ERR_INTERNAL, "(%s) asks for %d extra passes, at most %d",
                             p->class->name, c->passes, HD_MAX_PASSES);
+    if (c->keeps < 0 || c->keeps > HD_MAX_KEEPS)
+        return hd_json_fail(p->node, HD_ERR_INTERNAL, "(%s) asks to keep %d branches, at most %d",
+                            p->class->name, c->keeps, HD_MAX_KEEPS);
     if (c->extra_keys < 0 || c->indicators < 0 || (c->indicators > 0 && !p->class->probe))
         return hd_json_fail(p->node, HD_ERR_INTERNAL,
                             "(%s) asks for %lld more keys and %lld indicators", p->class->name,

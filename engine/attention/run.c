@@ -49,6 +49,12 @@ static void free_site(run_site *site, int64_t processors)
         if (link->prepared.made && link->processor->class->release)
             link->processor->class->release(link->prepared.made);
     }
+    for (run_kept *kept = site->kept, *next; kept; kept = next) {
+        next = kept->next;
+        free(kept->k.data);
+        free(kept->v.data);
+        free(kept);
+    }
     free(site->link);
     free(site->text_kv.data);
     free(site->own_kv.data);

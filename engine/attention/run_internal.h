@@ -44,11 +44,20 @@ typedef struct run_text_weights {
     hd_linear *linear; // NULL: the network's
 } run_text_weights;
 
+/* Keys and values of a branch aside. */
+typedef struct run_kept {
+    hd_row row;
+    hd_tensor k, v; // [1, tokens, H, D], owned
+    int64_t step;   // of the call that they are of
+    struct run_kept *next;
+} run_kept;
+
 typedef struct run_site {
     hd_site site;
     hd_dtype dtype; // of its calls
     int64_t links;
     run_link *link;
+    run_kept *kept;
     // keys and values of the text
     hd_tensor text_kv;
     bool text_kv_ready;

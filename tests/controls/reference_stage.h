@@ -52,7 +52,7 @@ struct Stage {
         begin.width = width;
         begin.factor = 4;
         begin.branches = branches.get();
-        begin.read_mask = [](void *arg, const hd_json *, const char *path, float *mask) {
+        begin.read_mask = [](void *arg, const hd_json *, const char *path, int, float *mask) {
             const std::vector<float> &m = static_cast<Stage *>(arg)->masks.at(path);
             std::copy(m.begin(), m.end(), mask);
             return HD_OK;

@@ -531,6 +531,145 @@ TEST_CASE("self_subject: a row without reference is the plain run's, byte for by
     CHECK(pixels(beside.get(), 0) != pixels(off.get(), 0));
 }
 
+namespace
+{
+
+// The keys and values of main/cond behind its own, or its own where nothing is appended, by site;
+// and the reference's latent, which a plain run can be made to begin with.
+struct Keys {
+    bool plant = false;
+    int64_t skip = 0; // own keys are not looked at
+    std::map<std::string, std::vector<float>> seen;
+    std::vector<float> latent;
+    float timestep = 0;
+} keys;
+
+hd_status keys_latent(const hd_beside_ctx *ctx)
+{
+    if (ctx->when != HD_LATENT_BEFORE_CALL || ctx->step.index > 0) return HD_OK;
+    hd_beside_branch *main_branch = hd_beside(ctx, "main"), *r = hd_beside(ctx, "reference.0");
+    if (keys.plant) {
+        REQUIRE((size_t)main_branch->values == keys.latent.size());
+        std::copy(keys.latent.begin(), keys.latent.end(), main_branch->latent);
+        main_branch->timestep = keys.timestep;
+    } else if (r) {
+        CHECK(r->values == 4 * r->height * r->width);
+        keys.latent.assign(r->latent, r->latent + r->values);
+        keys.timestep = r->timestep;
+    }
+    return HD_OK;
+}
+
+hd_status keys_tokens(const hd_hook_ctx *ctx, hd_tokens *tokens)
+{
+    const hd_attention_call *c = ctx->call;
+    if (c->forward->step.index > 0) return HD_OK;
+    const int64_t row = hd_rows_find(&c->forward->rows, "main", "cond", 0);
+    const int64_t own = keys.plant ? 0 : c->q.dim[1];
+    std::vector<float> &to = keys.seen[c->site.path];
+    for (hd_tensor t : {tokens->k, tokens->v})
+        for (int64_t i = own; i < tokens->key_len[row]; i++)
+            for (int64_t h = 0; h < t.dim[2]; h++) {
+                const float *from =
+                    (const float *)t.data + row * t.stride[0] + i * t.stride[1] + h * t.stride[2];
+                to.insert(to.end(), from, from + t.dim[3]);
+            }
+    return HD_OK;
+}
+
+const hd_processor_class keys_looker = [] {
+    hd_processor_class c = {};
+    c.name = "keys_looker";
+    c.params = no_params;
+    c.latent = keys_latent;
+    c.tokens = keys_tokens;
+    return c;
+}();
+
+} // namespace
+
+TEST_CASE("self_subject: a reference of another size hands over the keys of a run of that size",
+          "[pipeline][controls][self_subject]")
+{
+    Context context;
+    Folder folder;
+    REQUIRE_OK(hd_context_add_processor(context.context, &keys_looker));
+    const std::string image = folder.path("tall.png"), mask = folder.path("mask.png");
+    auto tall = [&](const std::string &more) {
+        return context.run("{" + starter() +
+                           ", \"prompt\": \"a red fish\", \"steps\": 2, \"width\": 40, "
+                           "\"height\": 56, \"seed\": 3, \"precision\": \"f32\", \"guidance\": 1, "
+                           "\"sampler\": \"ddim\"" +
+                           more + "}");
+    };
+    tall(", \"output\": \"" + image + "\"");
+    auto two_steps = [](const std::string &more) {
+        std::string text = preset(more);
+        return text.replace(text.find("\"steps\": 4"), 10, "\"steps\": 2");
+    };
+    const std::string look = R"(, {"use": "keys_looker", "sites": ["** self"]})";
+    auto run = [&](const std::string &reference, const std::string &more = "") {
+        return context.run(
+            two_steps(", \"sampler\": \"ddim\"" + more +
+                      processors(subject("[{\"image\": \"" + image +
+                                             "\", \"caption\": \"a red fish\"" + reference + "}]",
+                                         "") +
+                                 look)));
+    };
+    auto off = context.run(two_steps(", \"sampler\": \"ddim\""));
+    keys = {};
+    auto on = run(", \"keep_size\": true");
+    REQUIRE(keys.latent.size() == 4 * 14 * 10);
+    const auto appended = keys.seen;
+    keys.seen.clear();
+    keys.plant = true;
+    tall(R"(, "processors": [{"use": "keys_looker", "sites": ["** self"]}])");
+    REQUIRE(keys.seen.size() > 3);
+    CHECK(keys.seen == appended);
+    keys = {};
+    CHECK(pixels(on.get(), 0) != pixels(off.get(), 0));
+    CHECK(pixels(run("").get(), 0) != pixels(on.get(), 0)); // fitted to 48 x 32
+    auto many = run(", \"keep_size\": true", ", \"batch\": 2");
+    CHECK(pixels(many.get(), 0) == pixels(on.get(), 0));
+    // the size in the preset, of the opposite too; one that is the run's is no size of its own
+    auto sized = run("", R"(, "branches": {"reference.0": {"width": 40, "height": 56}})");
+    CHECK(pixels(sized.get(), 0) == pixels(on.get(), 0));
+    auto equal = run("", R"(, "branches": {"reference.0": {"width": 48, "height": 32}})");
+    CHECK(pixels(equal.get(), 0) == pixels(run("").get(), 0));
+
+    // its mask has its size
+    for (int i = 0; i < 2; i++) {
+        hd_image white = {};
+        REQUIRE_OK(hd_image_create(&white, i ? 48 : 40, i ? 32 : 56, "mask"));
+        memset(white.rgb, 255, (size_t)(white.width * white.height * 3));
+        REQUIRE_OK(hd_png_write(mask.c_str(), &white, nullptr, 0));
+        hd_image_free(&white);
+        const std::string with = ", \"keep_size\": true, \"mask\": \"" + mask + "\"";
+        if (i == 0) {
+            CHECK(pixels(run(with).get(), 0) == pixels(on.get(), 0));
+            continue;
+        }
+        ResultPtr result(nullptr, hd_result_free);
+        CHECK_FAILS(context.try_run(
+                        preset(processors(subject("[{\"image\": \"" + image + "\"" + with + "}]"))),
+                        result),
+                    HD_ERR_ARGUMENT, "processors[0].references[0].mask");
+        CHECK(std::string(hd_message()).find("40 x 56") != std::string::npos);
+    }
+    // who shares the run's grid cannot have another
+    for (const char *branch : {R"("source": {"keep_size": true, "init_image": "PNG"})",
+                               R"("source": {"width": 40, "init_image": "PNG", "inversion": {}})",
+                               R"("source": {"width": 40})"}) {
+        std::string text = branch;
+        if (text.find("PNG") != std::string::npos) text.replace(text.find("PNG"), 3, image);
+        INFO(text);
+        ResultPtr result(nullptr, hd_result_free);
+        CHECK_FAILS(context.try_run(preset(", \"branches\": {" + text + "}"), result),
+                    HD_ERR_ARGUMENT, "cannot have a size of its own");
+        CHECK(std::string(hd_message()).find("branches.source.") != std::string::npos);
+    }
+}
+
 TEST_CASE("self_subject: what cannot work is refused by its place",
           "[pipeline][controls][self_subject]")
 {
