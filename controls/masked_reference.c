@@ -278,7 +278,9 @@ static hd_status masked_tokens(const hd_hook_ctx *ctx, hd_tokens *tokens)
         for (int64_t i = 0; p->mode == MASKED_REF_FRAME && i < p->frame_count; i++) {
             char name[24];
             frame_name(name, p->frame[i]);
-            const int64_t source = hd_rows_find(rows, name, row->role, row->picture);
+            const bool worse = strcmp(row->role, "perturbed") == 0; // as cond, of all frames
+            const int64_t source =
+                hd_rows_find(rows, name, worse ? "cond" : row->role, row->picture);
             // a frame that has no such row (it is not guided) has nothing to show to it
             if (source < 0 || sees_itself_only(p, row->branch)) continue;
             reference_append(tokens, b, &site->columns, tokens->k, tokens->v, source);

@@ -12,8 +12,8 @@
  * (self attention). All of it is linear in the probabilities, so no map is made: with the word map
  * M, weights c and step gates g, out = P_source (B v) + P_own (C v), B = M diag(a c g), C =
  * diag((1 - a g) c): the call itself runs with the source's q and k, a pass before it with the own
- * ones. Only the cond rows of targets are edited. A real picture comes back by DDIM inversion whose
- * trajectory the source follows (Ju et al., arXiv 2310.01506). */
+ * ones. Only the rows of targets that have the prompt are edited. A real picture comes back by DDIM
+ * inversion whose trajectory the source follows (Ju et al., arXiv 2310.01506). */
 #include "controls/prompt_to_prompt.h"
 
 #include <stdlib.h>
@@ -176,14 +176,14 @@ p2p_edit p2p_edit_of(const prompt_to_prompt *p, const p2p_target *t, int64_t ste
     return e;
 }
 
-// The rows of the call that are edited: the number of the source row each inherits from, -1: not
-// one of them.
+// The rows of the call that are edited, cond and those that are as cond: the number of the source
+// row each inherits from, -1: not one of them.
 static int64_t source_row_of(const hd_hook_ctx *ctx, int64_t row, const p2p_target **target)
 {
     const prompt_to_prompt *p = ctx->params;
     const hd_rows *rows = &ctx->call->forward->rows;
     const hd_row *r = &rows->row[row];
-    *target = ctx->active[row] && strcmp(r->role, "cond") == 0 ? p2p_target_of(p, r) : NULL;
+    *target = ctx->active[row] && strcmp(r->role, "uncond") != 0 ? p2p_target_of(p, r) : NULL;
     return *target ? hd_rows_find(rows, p->source, "cond", r->picture) : -1;
 }
 
@@ -378,4 +378,5 @@ const hd_processor_class hd_prompt_to_prompt = {
     .output = p2p_output,
     .latent = p2p_blend_latents,
     .guidance = p2p_guide,
+    .rows_alike = true,
 };

@@ -72,7 +72,7 @@ typedef struct prompt_to_prompt {
     bool real_image;
 } prompt_to_prompt;
 
-/* The target a row belongs to, or NULL: its cond rows are the ones that are edited. */
+/* The target a row belongs to, or NULL: its rows with the prompt are edited. */
 const p2p_target *p2p_target_of(const prompt_to_prompt *p, const hd_row *row);
 /* The two matrices of a call's edit, out = P_source (B v) + P_own (C v). */
 typedef struct p2p_edit {

@@ -542,6 +542,38 @@ TEST_CASE("perturbed_attention: other branches", "[pipeline][controls][perturbed
     CHECK(pixels(both.get(), 1) == pixels(other.get(), 1));
 }
 
+TEST_CASE("perturbed_attention: what edits cond edits the perturbed row, too",
+          "[pipeline][controls][perturbed_attention]")
+{
+    Context context;
+    const std::string source =
+        ", \"branches\": {\"source\": {\"prompt\": \"a big blue fish at night\"}}";
+    const std::string edits[] = {
+        R"({"use": "prompt_to_prompt", "self_min_factor": 2, "local_blend": {"source": "fish",)"
+        R"( "target": "fish", "factor": 2}})",
+        R"({"use": "plug_and_play", "feature_steps": 1, "attn_sites": ["up.1.attn.1 self"]})",
+        R"({"use": "alignit", "concept_words": "red cat", "class_words": "fish"})",
+        R"({"use": "attention_masks"})"};
+    for (const std::string &edit : edits) {
+        CAPTURE(edit);
+        auto with = [&](const std::string &processors) {
+            return preset(source + ", \"processors\": [" + processors + "]");
+        };
+        auto pag = [&](const std::string &options) {
+            return with(edit + ", {\"use\": \"perturbed_attention\"" + options + "}");
+        };
+        // a perturbation that is none: the prediction is the very same
+        const std::vector<float> alone = latents_of(context, with(edit));
+        CHECK(latents_of(context, pag(", \"kind\": \"temperature\"")) == alone);
+        const std::vector<float> on = latents_of(context, pag(""));
+        CHECK(on != alone);
+        CHECK(latents_of(context, pag(", \"fork\": false")) == on);
+        const int64_t apart = rows_of(context, pag(", \"fork\": false")).down[0];
+        CHECK(rows_of(context, pag("")).up[0] == apart);
+        CHECK(rows_of(context, pag("")).down[0] == apart - 1);
+    }
+}
+
 TEST_CASE("perturbed_attention: what cannot be done is refused before step 0",
           "[pipeline][controls][perturbed_attention]")
 {
