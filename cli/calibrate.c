@@ -6,6 +6,7 @@
 #include "base/file.h"
 #include "cli/defaults.h"
 #include "cli/job.h"
+#include "cli/presets_folder.h"
 #include "cli/report.h"
 #include "engine/options/json_write.h"
 #include "pipelines/calibrate.h"
@@ -220,7 +221,7 @@ static int calibrate_file(const hd_command *command, const hd_args *args)
     hd_job job = hd_job_begin(args);
     hd_calibrated calibrated = {0};
     hd_status status = hd_args_word(args, "a preset or a picture", &path);
-    if (status == HD_OK) status = hd_preset_read(path, &preset);
+    if (status == HD_OK) status = hd_presets_read(&preset, path);
     if (status == HD_OK) status = make(args, &preset, path, &job, &calibrated);
     int code = report(command, args, status, &calibrated, &job);
     hd_calibrated_free(&calibrated);

@@ -20,7 +20,7 @@ typedef struct hd_command {
 } hd_command;
 
 extern const hd_command hd_command_generate, hd_command_run, hd_command_inspect, hd_command_bench,
-    hd_command_calibrate;
+    hd_command_calibrate, hd_command_presets;
 
 enum { HD_EXIT_OK = 0, HD_EXIT_FAILED = 1, HD_EXIT_USAGE = 2, HD_EXIT_STOPPED = 130 };
 

@@ -26,18 +26,15 @@ static hd_status put_text(char **json, const char *name, const char *field, cons
     return status;
 }
 
-static bool is_folder(const char *path)
+bool hd_is_folder(const char *path)
 {
     struct stat info;
     return stat(path, &info) == 0 && S_ISDIR(info.st_mode);
 }
 
-// The starter model next to the program: installed, or in a build folder two below the sources.
-// False when it is not there.
-static bool beside_program(char path[PATH_MAX])
+bool hd_beside_program(char path[PATH_MAX], const char *folder)
 {
-    static const char *const places[] = {"/../share/heddle/models/starter-image",
-                                         "/../../models/starter-image"};
+    static const char *const places[] = {"/../share/heddle/", "/../../"};
     char program[PATH_MAX], candidate[PATH_MAX];
     ssize_t length = readlink("/proc/self/exe", program, sizeof program - 1);
     if (length <= 0) return false;
@@ -45,8 +42,8 @@ static bool beside_program(char path[PATH_MAX])
     char *slash = strrchr(program, '/');
     if (slash) *slash = 0;
     for (size_t i = 0; i < HD_COUNT(places); i++) {
-        int written = snprintf(candidate, sizeof candidate, "%s%s", program, places[i]);
-        if (written < (int)sizeof candidate && is_folder(candidate) && realpath(candidate, path))
+        int written = snprintf(candidate, sizeof candidate, "%s%s%s", program, places[i], folder);
+        if (written < (int)sizeof candidate && hd_is_folder(candidate) && realpath(candidate, path))
             return true;
     }
     return false;
@@ -57,9 +54,9 @@ static hd_status put_model(char **json, const char *name)
     char path[PATH_MAX];
     const char *chosen = getenv("HEDDLE_MODEL");
     if (chosen && chosen[0]) return put_text(json, name, "model", chosen);
-    if (is_folder("models/starter-image"))
+    if (hd_is_folder("models/starter-image"))
         return put_text(json, name, "model", "models/starter-image");
-    if (beside_program(path)) return put_text(json, name, "model", path);
+    if (hd_beside_program(path, "models/starter-image")) return put_text(json, name, "model", path);
     return hd_fail(HD_ERR_ARGUMENT, "no model is named, and the starter model is not beside the "
                                     "program; name a model's folder with --model DIR");
 }
@@ -116,22 +113,27 @@ static bool has(const hd_json *root, const char *field)
     return hd_json_get(root, field) != NULL;
 }
 
-hd_status hd_defaults_put(char **json, const char *name)
+hd_status hd_defaults_put_sources(char **json, const char *name)
 {
     hd_json_doc *doc = NULL;
     HD_TRY(hd_json_parse(&doc, name, *json, strlen(*json)));
     const hd_json *root = hd_json_root(doc);
     hd_status status = hd_json_expect(root, HD_JSON_OBJECT);
-    bool model = has(root, "model"), output = has(root, "output");
+    const bool model = has(root, "model");
     if (status == HD_OK && !has(root, "seed")) status = put_seed(json, name);
     hd_json_free(doc);
-    if (status == HD_OK && !model) status = put_model(json, name);
-    if (status != HD_OK || output) return status;
+    return status == HD_OK && !model ? put_model(json, name) : status;
+}
 
+hd_status hd_defaults_put(char **json, const char *name)
+{
+    hd_json_doc *doc = NULL;
     uint64_t seed = 0;
     int64_t batch = 1;
+    HD_TRY(hd_defaults_put_sources(json, name));
     HD_TRY(hd_json_parse(&doc, name, *json, strlen(*json)));
+    const bool output = has(hd_json_root(doc), "output");
     read_numbers(hd_json_root(doc), &seed, &batch);
     hd_json_free(doc);
-    return put_output(json, name, seed, batch);
+    return output ? HD_OK : put_output(json, name, seed, batch);
 }

@@ -4,7 +4,7 @@
 #include <string.h>
 
 #include "cli/fields.h"
-#include "cli/inspect_chain.h"
+#include "cli/inspect_run.h"
 #include "engine/options/json.h"
 
 static const hd_option inspect_options[] = {
@@ -134,17 +134,19 @@ static int inspect(const hd_command *command, int argc, char **argv)
 {
     if (argc > 0 && strcmp(argv[0], "chain") == 0)
         return hd_command_inspect_chain.run(&hd_command_inspect_chain, argc - 1, argv + 1);
+    if (argc > 0 && strcmp(argv[0], "attention") == 0)
+        return hd_command_inspect_attention.run(&hd_command_inspect_attention, argc - 1, argv + 1);
     return hd_command_parsed(command, argc, argv, inspect_path);
 }
 
 const hd_command hd_command_inspect = {
     .name = "inspect",
-    .usage = "MODEL [options] | chain PRESET [options]",
-    .summary = "says what a model's files hold, or who acts where in a run",
+    .usage = "MODEL [options] | chain PRESET [options] | attention PRESET [options]",
+    .summary = "says what a model's files hold, who acts where in a run, or where words are read",
     .details =
         "MODEL is a folder in diffusers' layout, one component's folder, or a safetensors "
-        "file (./chain for\none of that name). heddle inspect chain --help lists the options "
-        "of chain.",
+        "file (./chain for\none of that name). heddle inspect chain --help and heddle inspect "
+        "attention --help list their options.",
     .options = inspect_options,
     .run = inspect,
 };

@@ -1,6 +1,6 @@
 /* cli/inspect_chain.c: heddle inspect chain: the branches of a run, and site by site and step range
  * by step range which processors act and which kernel runs. Nothing is drawn. */
-#include "cli/inspect_chain.h"
+#include "cli/inspect_run.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
@@ -9,6 +9,7 @@
 #include "cli/defaults.h"
 #include "cli/fields.h"
 #include "cli/job.h"
+#include "cli/presets_folder.h"
 
 static const hd_option chain_options[] = {
     {0, NULL, NULL, NULL, "The run, on top of the preset:"},
@@ -127,7 +128,7 @@ static int chain_of(const hd_command *command, const hd_args *args)
     hd_job job = hd_job_begin(args);
     hd_callbacks callbacks = hd_job_callbacks(&job);
     hd_status status = hd_args_word(args, "a preset or a picture", &path);
-    if (status == HD_OK) status = hd_preset_read(path, &preset);
+    if (status == HD_OK) status = hd_presets_read(&preset, path);
     if (status == HD_OK) status = hd_job_apply(args, &preset, path);
     if (status == HD_OK) status = hd_defaults_put(&preset, path);
     if (status == HD_OK) status = hd_context_create(&context, NULL);

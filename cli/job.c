@@ -155,13 +155,18 @@ static int report(const hd_command *command, hd_status status, const hd_result *
 
 int hd_job_run(const hd_command *command, const hd_args *args, char **json, const char *name)
 {
-    bool as_json = hd_args_has(args, "json");
     hd_status status = hd_job_apply(args, json, name);
     if (status == HD_OK) status = hd_defaults_put(json, name);
-    if (status != HD_OK) return hd_command_fail(status, command, as_json);
+    if (status != HD_OK) return hd_command_fail(status, command, hd_args_has(args, "json"));
+    return hd_job_finish(command, args, *json, name);
+}
+
+int hd_job_finish(const hd_command *command, const hd_args *args, char *json, const char *name)
+{
+    const bool as_json = hd_args_has(args, "json");
     hd_job j = hd_job_begin(args);
     hd_result *result = NULL;
-    status = draw(*json, name, &j, &result);
+    hd_status status = draw(json, name, &j, &result);
     int code = report(command, status, result, as_json, &j);
     hd_result_free(result);
     return code;

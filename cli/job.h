@@ -17,6 +17,9 @@ void hd_job_list_samplers(FILE *to);
  * *json is called in messages. Returns the exit status; failures are said. */
 int hd_job_run(const hd_command *command, const hd_args *args, char **json, const char *name);
 
+/* The same for a run that is complete: nothing is put in. */
+int hd_job_finish(const hd_command *command, const hd_args *args, char *json, const char *name);
+
 /* What a long command tells a person while it works. */
 typedef struct hd_job {
     hd_progress_bar bar;

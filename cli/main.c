@@ -4,9 +4,9 @@
 #include "cli/command.h"
 #include "cli/processors.h"
 
-static const hd_command *const commands[] = {&hd_command_generate, &hd_command_run,
-                                             &hd_command_inspect, &hd_command_bench,
-                                             &hd_command_calibrate};
+static const hd_command *const commands[] = {&hd_command_generate,  &hd_command_run,
+                                             &hd_command_inspect,   &hd_command_bench,
+                                             &hd_command_calibrate, &hd_command_presets};
 
 static const hd_command *find_command(const char *name)
 {

@@ -10,6 +10,8 @@ HD_BEGIN_DECLS
 
 /* Every attention processor a run may name, with its fields, ranges and defaults. */
 void hd_processors_print(FILE *to);
+/* One of them. */
+void hd_processor_print(const char *name, FILE *to);
 
 HD_END_DECLS
 #endif

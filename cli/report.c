@@ -11,12 +11,14 @@ void hd_report_pictures(const hd_result *result)
 {
     for (int i = 0; i < hd_result_count(result); i++) {
         const hd_picture *p = hd_result_picture(result, i);
-        printf("%s  %dx%d  seed %" PRIu64 "\n", p->path ? p->path : "(not written)", p->width,
-               p->height, p->seed);
+        if (!p->path) continue;
+        printf("%s  %dx%d  seed %" PRIu64 "\n", p->path, p->width, p->height, p->seed);
     }
     const hd_report *r = hd_result_report(result);
     if (r->latents_path) printf("%s  latents\n", r->latents_path);
     if (r->capture_path) printf("%s  attention\n", r->capture_path);
+    for (int i = 0; i < r->file_count; i++)
+        printf("%s\n", r->files[i]);
 }
 
 void hd_report_stopped(const hd_result *result)
@@ -75,6 +77,10 @@ static void write_report(hd_json_writer *w, const hd_report *r)
 {
     if (r->latents_path) hd_json_write_string(w, "latents", r->latents_path);
     if (r->capture_path) hd_json_write_string(w, "capture", r->capture_path);
+    if (r->file_count) hd_json_write_array(w, "files");
+    for (int i = 0; i < r->file_count; i++)
+        hd_json_write_string(w, NULL, r->files[i]);
+    if (r->file_count) hd_json_write_end(w, ']');
     hd_json_write_string(w, "model", r->model);
     hd_json_write_string(w, "model_hash", r->model_hash);
     hd_json_write_string(w, "sampler", r->sampler);

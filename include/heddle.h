@@ -171,6 +171,8 @@ typedef struct hd_report {
     const char *precision_reason; // "auto: bf16 took 0.53 of f32's time", "asked for"
     const char *latents_path;     // where latents_out was written, or NULL
     const char *capture_path;     // where capture was written, or NULL
+    const char *const *files;     // heat maps, masks and map values, as they were written
+    int file_count;
     int threads;
     double seconds;         // all of hd_context_run
     uint64_t peak_bytes;    // peak resident memory of the process, mapped pages included

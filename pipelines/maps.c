@@ -133,26 +133,29 @@ static hd_status make_grid(grid *g, const hd_shown_list *list)
                             GAP + rows * (g->height + LABEL + GAP), false);
 }
 
-static hd_status write_grid(const hd_preset *p, int64_t index, const hd_shown_list *list,
+static hd_status write_grid(const generation *g, int64_t index, const hd_shown_list *list,
                             const char *json)
 {
-    grid g = {0};
-    hd_status status = make_grid(&g, list);
-    if (status == HD_OK) status = draw_maps(&g, list);
+    const hd_preset *p = g->preset;
+    grid sheet = {0};
+    hd_status status = make_grid(&sheet, list);
+    if (status == HD_OK) status = draw_maps(&sheet, list);
     char *path = hd_output_name(p->maps, index, p->batch);
     const hd_png_text texts[] = {{"heddle", json}};
     if (status == HD_OK && !path) status = hd_fail(HD_ERR_NOMEM, "maps: no memory for a name");
-    if (status == HD_OK) status = hd_png_write(path, hd_canvas_image(g.canvas), texts, 1);
+    if (status == HD_OK) status = hd_png_write(path, hd_canvas_image(sheet.canvas), texts, 1);
+    if (status == HD_OK) status = hd_result_wrote(g->request->result, path);
     free(path);
-    hd_canvas_free(g.canvas);
+    hd_canvas_free(sheet.canvas);
     return status;
 }
 
 /* --- masks and values --- */
 
-static hd_status write_mask(const hd_preset *p, int64_t index, const hd_shown_list *list,
+static hd_status write_mask(const generation *g, int64_t index, const hd_shown_list *list,
                             int64_t number, hd_image *image)
 {
+    const hd_preset *p = g->preset;
     char suffix[128];
     suffix_of(list, number, suffix, sizeof suffix);
     char *name = hd_output_name(p->masks, index, p->batch);
@@ -162,24 +165,26 @@ static hd_status write_mask(const hd_preset *p, int64_t index, const hd_shown_li
     for (size_t i = 0; i < hd_image_bytes(image); i++)
         image->rgb[i] = list->item[number].mask[i / 3] ? 255 : 0;
     hd_status status = hd_png_write(path, image, NULL, 0);
+    if (status == HD_OK) status = hd_result_wrote(g->request->result, path);
     free(path);
     return status;
 }
 
-static hd_status write_masks(const hd_preset *p, int64_t index, const hd_shown_list *list)
+static hd_status write_masks(const generation *g, int64_t index, const hd_shown_list *list)
 {
     hd_image image;
     HD_TRY(hd_image_create(&image, list->width, list->height, "masks"));
     hd_status status = HD_OK;
     for (int64_t i = 0; status == HD_OK && i < list->count; i++)
-        status = write_mask(p, index, list, i, &image);
+        status = write_mask(g, index, list, i, &image);
     hd_image_free(&image);
     return status;
 }
 
-static hd_status write_values(const hd_preset *p, int64_t index, const hd_shown_list *list,
+static hd_status write_values(const generation *g, int64_t index, const hd_shown_list *list,
                               const char *json)
 {
+    const hd_preset *p = g->preset;
     const char *const metadata[] = {"heddle", json, NULL};
     hd_named_tensor *tensor = calloc((size_t)list->count, sizeof *tensor);
     char(*names)[128] = calloc((size_t)list->count, sizeof *names);
@@ -193,6 +198,7 @@ static hd_status write_values(const hd_preset *p, int64_t index, const hd_shown_
                                        hd_shape2(list->latent_height, list->latent_width))};
     }
     if (status == HD_OK) status = hd_safetensors_write(path, list->count, tensor, metadata);
+    if (status == HD_OK) status = hd_result_wrote(g->request->result, path);
     free(path);
     free(names);
     free(tensor);
@@ -230,9 +236,9 @@ hd_status gen_write_maps(generation *g, const hd_resolved *made, int64_t index,
     if (status == HD_OK) status = hd_metadata_json(&json, p, made);
     if (status == HD_OK && list.count == 0)
         status = hd_fail(HD_ERR_ARGUMENT, "maps: there is no picture that maps could lie over");
-    if (status == HD_OK && p->maps) status = write_grid(p, index, &list, json);
-    if (status == HD_OK && p->masks) status = write_masks(p, index, &list);
-    if (status == HD_OK && p->map_values) status = write_values(p, index, &list, json);
+    if (status == HD_OK && p->maps) status = write_grid(g, index, &list, json);
+    if (status == HD_OK && p->masks) status = write_masks(g, index, &list);
+    if (status == HD_OK && p->map_values) status = write_values(g, index, &list, json);
     free(json);
     hd_shown_free(&list);
     return status;

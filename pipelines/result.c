@@ -39,6 +39,9 @@ void hd_result_free(hd_result *r)
         free(r->texts[i]);
     for (int i = 0; i < r->report.warning_count; i++)
         free((void *)r->warning[i]);
+    for (int i = 0; i < r->report.file_count; i++)
+        free(r->files[i]);
+    free(r->files);
     free(r->picture);
     free(r);
 }
@@ -90,6 +93,23 @@ hd_status hd_result_add(hd_result *r, hd_picture picture)
         r->room *= 2;
     }
     r->picture[r->count++] = picture;
+    return HD_OK;
+}
+
+hd_status hd_result_wrote(hd_result *r, const char *path)
+{
+    hd_report *report = &r->report;
+    if (report->file_count == r->file_room) {
+        const int room = r->file_room ? 2 * r->file_room : 8;
+        char **grown = realloc(r->files, (size_t)room * sizeof *grown);
+        if (!grown) return hd_fail(HD_ERR_NOMEM, "result: no memory for %d files", room);
+        r->files = grown;
+        r->file_room = room;
+    }
+    char *copy = strdup(path);
+    if (!copy) return hd_fail(HD_ERR_NOMEM, "result: no memory for a file's name");
+    r->files[report->file_count++] = copy;
+    report->files = (const char *const *)r->files;
     return HD_OK;
 }
 

@@ -20,6 +20,8 @@ struct hd_result {
     int branch_count;
     char *texts[8]; // strings of the report that it owns
     int text_count;
+    char **files; // of the report; owned
+    int file_room;
 };
 
 /* Room for so many pictures at first; it grows. */
@@ -33,6 +35,8 @@ void hd_result_stage(hd_result *result, const char *name, double seconds, int st
 void hd_result_warn(hd_result *result, const hd_callbacks *callbacks, const char *text);
 /* `name` as a text that lives as long as the result; "" when there are too many. */
 const char *hd_result_branch(hd_result *result, const char *name);
+/* Another file was written. */
+HD_CHECKED hd_status hd_result_wrote(hd_result *result, const char *path);
 /* Takes the four owned pieces (path may be NULL) whether it succeeds or not. */
 HD_CHECKED hd_status hd_result_add(hd_result *result, hd_picture picture);
 
