@@ -95,8 +95,8 @@ static hd_status add_processor(const hd_args *args, char **json, const char *nam
     int64_t count;
     bool shows;
     char path[48], *text = NULL;
-    const bool asked = hd_args_has(args, "words") || hd_args_has(args, "recipe") ||
-                       hd_args_has(args, "branch");
+    const bool asked =
+        hd_args_has(args, "words") || hd_args_has(args, "recipe") || hd_args_has(args, "branch");
     HD_TRY(count_processors(*json, name, &count, &shows));
     if (shows && !asked) return HD_OK;
     snprintf(path, sizeof path, "processors[%lld]", (long long)count);

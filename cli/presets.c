@@ -62,8 +62,7 @@ static hd_status print_processor(const hd_json *processor, int indent)
 static hd_status print_preset(const hd_preset_name *one, const hd_json *root)
 {
     printf("%s\n", one->name);
-    if (hd_field_text(root, "description")[0])
-        print_wrapped(hd_field_text(root, "description"), 4);
+    if (hd_field_text(root, "description")[0]) print_wrapped(hd_field_text(root, "description"), 4);
     const hd_json *list = hd_json_get(root, "processors");
     for (int64_t i = 0; list && i < hd_json_count(list); i++)
         HD_TRY(print_processor(hd_json_at(list, i), 6));

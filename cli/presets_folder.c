@@ -101,8 +101,9 @@ static hd_status no_such(const hd_preset_names *names, const char *name)
         all[2 * i + 1] = last_part(names->item[i].name);
     }
     if (all) near = hd_nearest_name(name, all, (size_t)names->count * 2);
-    (void)hd_fail(HD_ERR_ARGUMENT, "no preset is called \"%.200s\"%s%s%s (heddle presets lists them)",
-                  name, near ? "; did you mean \"" : "", near ? near : "", near ? "\"?" : "");
+    (void)hd_fail(HD_ERR_ARGUMENT,
+                  "no preset is called \"%.200s\"%s%s%s (heddle presets lists them)", name,
+                  near ? "; did you mean \"" : "", near ? near : "", near ? "\"?" : "");
     free(all);
     return HD_ERR_ARGUMENT;
 }
@@ -116,8 +117,7 @@ hd_status hd_preset_names_find(const hd_preset_names *names, const char *name,
         const bool whole = strcmp(one->name, name) == 0;
         if (!whole && strcmp(last_part(one->name), name) != 0) continue;
         if (found && !whole)
-            return hd_fail(HD_ERR_ARGUMENT, "\"%s\" may be %s or %s", name, found->name,
-                           one->name);
+            return hd_fail(HD_ERR_ARGUMENT, "\"%s\" may be %s or %s", name, found->name, one->name);
         found = one;
         if (whole) break;
     }

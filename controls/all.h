@@ -7,6 +7,7 @@
 HD_BEGIN_DECLS
 
 extern const hd_processor_class hd_alignit;
+extern const hd_processor_class hd_anagram;
 extern const hd_processor_class hd_attention_masks;
 extern const hd_processor_class hd_localized_subjects;
 extern const hd_processor_class hd_masked_reference;

@@ -73,8 +73,8 @@ static hd_status ask_latent(hd_branches_ctx *ctx, hd_branch *b, const hd_branch_
                                 "its own",
                                 b->name, ask->latent_of);
         b->latent = other;
-        b->view = ask->view;
     }
+    if (ask->view.source || ask->view.sign) b->view = ask->view;
     b->not_sampled = b->not_sampled || ask->not_sampled;
     b->keep_size = b->keep_size || ask->keep_size;
     if (!b->width) b->width = ask->width;
@@ -125,7 +125,7 @@ hd_status hd_ask_guidance(hd_branches_ctx *ctx, const char *branch)
     HD_TRY(other_branch(ctx, branch, &number));
     hd_branch *b = &ctx->branches->item[number];
     if (b->guidance_by >= 0 && b->guidance_by != ctx->processor)
-        return hd_json_fail(ctx->node, HD_ERR_ARGUMENT,
+        return hd_json_fail(ctx->node, HD_ERR_UNSUPPORTED,
                             "replaces the guidance of branch \"%s\", which processors[%d] replaces "
                             "already; only one can",
                             b->name, b->guidance_by);

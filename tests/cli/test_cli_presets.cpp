@@ -61,7 +61,8 @@ TEST_CASE("heddle presets: what is there, with descriptions and parameters", "[c
     CHECK(holds(one.out, "score divisor"));
     CHECK(holds(one.out, "presets/a/little.json"));
     CHECK(!holds(one.out, "twice"));
-    Said json = heddle(empty.path(), {"presets", "--json", "--presets-dir", p.folder.path("presets")});
+    Said json =
+        heddle(empty.path(), {"presets", "--json", "--presets-dir", p.folder.path("presets")});
     cJSON *root = cJSON_Parse(json.out.c_str());
     REQUIRE(root);
     CHECK(cJSON_GetArraySize(cJSON_GetObjectItem(root, "presets")) == 3);
@@ -120,8 +121,8 @@ TEST_CASE("heddle inspect attention: maps over the picture of any preset", "[cli
     CHECK(p.said({"inspect", "attention", "fish.png", "-o", "again.png", "--words", "fish, red",
                   "--recipe", "diffumask", "--json"})
               .code == 0);
-    Said word = p.said({"inspect", "attention", "little", "-m", model, "-o", "m.png", "--words",
-                        "fsh"});
+    Said word =
+        p.said({"inspect", "attention", "little", "-m", model, "-o", "m.png", "--words", "fsh"});
     CHECK(word.code == 2);
     CHECK(holds(word.err, "processors[1].words[0]"));
     Said nothing = p.said({"inspect", "attention", "little", "-m", model});

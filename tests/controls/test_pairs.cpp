@@ -30,6 +30,7 @@ const char *const reference_branch = R"("reference.0": {"prompt": "a big red fis
 const Row rows[] = {
     {"localized_subjects", R"(, "subjects": [{"words": "fish", "region": [0, 0, 0.5, 1]}])"},
     {"alignit", R"(, "concept_words": "red cat", "class_words": "fish")"},
+    {"anagram", R"(, "views": [{"view": "identity"}, {"view": "rotate_180"}])"},
     {"attention_masks", "", "", true},
     {"masked_reference", R"(, "boxes": [0, 0, 24, 32])", reference_branch},
     {"prompt_to_prompt",
@@ -65,6 +66,7 @@ struct Refusal {
 
 const Refusal refusals[] = {
     {"@plan", "@plan", "a row can have one plan"},
+    {"anagram", "self_subject", "replaces the guidance of branch \"main\""},
     {"self_subject", "agent", "it needs one key for each query: no appended keys", true},
     {"agent", "self_subject", "it addresses tokens by their places", true},
     {"masked_reference", "agent", "it needs one key for each query: no appended keys", true},

@@ -277,7 +277,7 @@ TEST_CASE(
     CHECK_FAILS(context.try_run(preset(", \"processors\": [{\"use\": \"looker\"}, {\"use\": "
                                        "\"looker\"}]"),
                                 none),
-                HD_ERR_ARGUMENT, "replaces the guidance of branch \"source\"");
+                HD_ERR_UNSUPPORTED, "replaces the guidance of branch \"source\"");
 }
 
 namespace

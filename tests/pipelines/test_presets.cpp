@@ -1,12 +1,12 @@
 // The presets: each is a run that the schema allows, says what it is for, and draws pictures of the
-// starter model in a few steps; every processor has one. A new preset is covered by being there.
+// starter model in a few steps; every accelerator has one. A new preset is covered by being there.
 #include <algorithm>
 #include <cJSON.h>
 #include <cstring>
 #include <filesystem>
+#include <regex>
 #include <set>
 
-#include "controls/all.h"
 #include "engine/attention/planner/plan_file.h"
 #include "pipelines/calibrate.h"
 #include "pipelines/runner.h"
@@ -149,6 +149,11 @@ class Schema
             const bool wrong = name[1] == 'i' ? count < number : count > number;
             return cJSON_IsArray(value) && wrong ? at + " has " + std::to_string(count) : "";
         }
+        if (name == "pattern")
+            return cJSON_IsString(value) &&
+                           !std::regex_search(value->valuestring, std::regex(keyword->valuestring))
+                       ? at + " is " + quoted(value) + ", not like " + keyword->valuestring
+                       : "";
         if (name == "minLength")
             return cJSON_IsString(value) && (double)strlen(value->valuestring) < number
                        ? at + " is too short"
@@ -267,7 +272,7 @@ TEST_CASE("presets: the schema allows each, and says what is wrong with another"
     }
 }
 
-TEST_CASE("presets: every processor has one", "[pipelines]")
+TEST_CASE("presets: every accelerator has one", "[pipelines]")
 {
     std::set<std::string> used;
     for (const std::string &path : preset_files()) {
@@ -276,13 +281,12 @@ TEST_CASE("presets: every processor has one", "[pipelines]")
         cJSON_ArrayForEach(processor, cJSON_GetObjectItem(root.get(), "processors"))
             used.insert(cJSON_GetObjectItem(processor, "use")->valuestring);
     }
-    for (const hd_processor_list *list : {&hd_all_controls, &hd_all_accelerators})
-        for (size_t i = 0; i < list->count; i++) {
-            const std::string name = list->item[i]->name;
-            INFO(name);
-            if (name != "kv_cache") // serves videos that are made block by block, no run of its own
-                CHECK(used.count(name) == 1);
-        }
+    for (size_t i = 0; i < hd_all_accelerators.count; i++) {
+        const std::string name = hd_all_accelerators.item[i]->name;
+        INFO(name);
+        if (name != "kv_cache") // serves videos that are made block by block, not a run of its own
+            CHECK(used.count(name) == 1);
+    }
 }
 
 TEST_CASE("presets: each draws its pictures in two steps (1 of 3)", "[pipelines]")
