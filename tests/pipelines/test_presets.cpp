@@ -1,5 +1,6 @@
 // The presets: each is a run that the schema allows, says what it is for, and draws pictures of the
-// starter model in a few steps; every accelerator has one. A new preset is covered by being there.
+// starter model in a few steps; every control and accelerator has one. A new preset is covered by
+// being there.
 #include <algorithm>
 #include <cJSON.h>
 #include <cstring>
@@ -7,6 +8,7 @@
 #include <regex>
 #include <set>
 
+#include "controls/all.h"
 #include "engine/attention/planner/plan_file.h"
 #include "pipelines/calibrate.h"
 #include "pipelines/runner.h"
@@ -272,7 +274,7 @@ TEST_CASE("presets: the schema allows each, and says what is wrong with another"
     }
 }
 
-TEST_CASE("presets: every accelerator has one", "[pipelines]")
+TEST_CASE("presets: every control and every accelerator has one", "[pipelines]")
 {
     std::set<std::string> used;
     for (const std::string &path : preset_files()) {
@@ -281,12 +283,13 @@ TEST_CASE("presets: every accelerator has one", "[pipelines]")
         cJSON_ArrayForEach(processor, cJSON_GetObjectItem(root.get(), "processors"))
             used.insert(cJSON_GetObjectItem(processor, "use")->valuestring);
     }
-    for (size_t i = 0; i < hd_all_accelerators.count; i++) {
-        const std::string name = hd_all_accelerators.item[i]->name;
-        INFO(name);
-        if (name != "kv_cache") // serves videos that are made block by block, not a run of its own
-            CHECK(used.count(name) == 1);
-    }
+    for (const hd_processor_list *list : {&hd_all_controls, &hd_all_accelerators})
+        for (size_t i = 0; i < list->count; i++) {
+            const std::string name = list->item[i]->name;
+            INFO(name);
+            if (name != "kv_cache") // serves videos made block by block, not a run of its own
+                CHECK(used.count(name) == 1);
+        }
 }
 
 TEST_CASE("presets: each draws its pictures in two steps (1 of 3)", "[pipelines]")
