@@ -136,8 +136,10 @@ static hd_status clip_specials_make(hd_tokenizer *t, int64_t room)
     t->special = calloc((size_t)room + 1, sizeof *t->special);
     if (!t->special)
         return hd_fail(HD_ERR_NOMEM, "tokenizer: no memory for %lld tokens", (long long)room);
-    for (; t->specials < t->folder->added_count; t->specials++)
-        HD_TRY(clip_special_make(&t->special[t->specials], &t->folder->added[t->specials]));
+    while (t->specials < t->folder->added_count) {
+        const int64_t i = t->specials++; // counted first: what it holds is freed also when it fails
+        HD_TRY(clip_special_make(&t->special[i], &t->folder->added[i]));
+    }
     return HD_OK;
 }
 
