@@ -818,3 +818,18 @@ static void tile_finish(const hd_sdpa_block *b)
                 (float)((double)b->max[i] * tile_ln2 + log((double)b->sum[i]) +
                         tile_mean_score(h, b->token[i]));
 }
+
+/* The kernel of the file that includes this one, as an initialiser. */
+#ifdef TILE_INT8
+#define TILE_MEASURE tile_quantise
+#else
+#define TILE_MEASURE NULL
+#endif
+#define TILE_KERNEL                                                                                \
+    {                                                                                              \
+        .max_queries = TILE_VECTORS * LANES, .lanes = LANES, .dim_unit = TILE_UNIT,                \
+        .key_head = TILE_KEY_HEAD, .unit = TILE_UNIT, .measure = TILE_MEASURE,                     \
+        .pack_keys = tile_pack_keys, .pack_values = tile_pack_values, .begin = tile_begin,         \
+        .scores = tile_scores, .edit = tile_edit, .softmax = tile_softmax,                         \
+        .accumulate = tile_accumulate, .finish = tile_finish,                                      \
+    }

@@ -10,6 +10,7 @@
 #include "engine/attention/beside_run.h"
 #include "pipelines/context.h"
 #include "pipelines/runner.h"
+#include "support/asked.h"
 #include "support/attention.h"
 #include "support/network.h"
 
@@ -49,15 +50,6 @@ std::vector<uint8_t> picture_of(const ResultPtr &result, const std::string &bran
 }
 
 // A class of the test behind the processor in question, told what it asks for.
-hd_processor_class class_named(const char *name)
-{
-    static const hd_param no_params[] = {HD_PARAM_END};
-    hd_processor_class c = {};
-    c.name = name;
-    c.params = no_params;
-    return c;
-}
-
 bool equal_rows(hd_tensor t, int64_t a, int64_t b)
 {
     const size_t bytes = (size_t)(hd_tensor_bytes(t) / t.dim[0]);
@@ -290,38 +282,11 @@ namespace
 {
 
 // The processor of some options with its branches asked for and begun: main and what it needs.
-struct Asked {
-    hd_branches branches{};
-    hd_features *features = nullptr;
-    hd_beside_run *beside = nullptr;
-    TestRun run;
-
+struct Asked : AskedRun {
     explicit Asked(const std::string &options, int64_t steps = 10)
-        : run(&hd_all_controls, "{\"processors\": [{\"use\": \"plug_and_play\"" + options + "}]}",
-              steps)
+        : AskedRun("plug_and_play", options, {"source"}, steps, 7.5f)
     {
-        REQUIRE_OK(run.status);
-        hd_branches_init(&branches);
-        hd_branch *source;
-        REQUIRE_OK(hd_branches_add(&branches, "source", hd_json_root(run.doc), &source));
-        source->prompt = "a fish";
-        REQUIRE_OK(hd_features_create(&features));
-        REQUIRE_OK(hd_beside_run_create(&beside, run.run));
-        hd_branches_ctx ctx{};
-        ctx.calls = steps;
-        ctx.channels = 4, ctx.height = 64, ctx.width = 64;
-        ctx.guidance = 7.5f;
-        ctx.branches = &branches;
-        ctx.features = features;
-        REQUIRE_OK(hd_beside_run_ask(beside, &ctx));
     }
-    ~Asked()
-    {
-        hd_beside_run_free(beside);
-        hd_features_free(features);
-    }
-    Asked(const Asked &) = delete;
-    Asked &operator=(const Asked &) = delete;
 };
 
 void name_row(hd_row *row, const char *branch, const char *role)

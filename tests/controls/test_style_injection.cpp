@@ -10,6 +10,7 @@
 #include "engine/samplers/sampler.h"
 #include "pipelines/context.h"
 #include "pipelines/runner.h"
+#include "support/asked.h"
 #include "support/attention.h"
 #include "support/network.h"
 
@@ -66,50 +67,12 @@ std::string drawn(Context &context, Folder &folder, const char *name, const char
     return path;
 }
 
-hd_processor_class class_named(const char *name)
-{
-    static const hd_param no_params[] = {HD_PARAM_END};
-    hd_processor_class c = {};
-    c.name = name;
-    c.params = no_params;
-    return c;
-}
-
 // The processor of some options with its branches asked for: content, style and main.
-struct Asked {
-    hd_branches branches{};
-    hd_features *features = nullptr;
-    hd_beside_run *beside = nullptr;
-    TestRun run;
-
+struct Asked : AskedRun {
     explicit Asked(const std::string &options, int64_t steps = 10)
-        : run(&hd_all_controls, "{\"processors\": [{\"use\": \"style_injection\"" + options + "}]}",
-              steps)
+        : AskedRun("style_injection", options, {"content", "style"}, steps, 1)
     {
-        REQUIRE_OK(run.status);
-        hd_branches_init(&branches);
-        for (const char *name : {"content", "style"}) {
-            hd_branch *b;
-            REQUIRE_OK(hd_branches_add(&branches, name, hd_json_root(run.doc), &b));
-            b->prompt = "a fish";
-        }
-        REQUIRE_OK(hd_features_create(&features));
-        REQUIRE_OK(hd_beside_run_create(&beside, run.run));
-        hd_branches_ctx ctx{};
-        ctx.calls = steps;
-        ctx.channels = 4, ctx.height = 64, ctx.width = 64;
-        ctx.guidance = 1;
-        ctx.branches = &branches;
-        ctx.features = features;
-        REQUIRE_OK(hd_beside_run_ask(beside, &ctx));
     }
-    ~Asked()
-    {
-        hd_beside_run_free(beside);
-        hd_features_free(features);
-    }
-    Asked(const Asked &) = delete;
-    Asked &operator=(const Asked &) = delete;
 };
 
 // Rows content, style, main, at a site that is injected.

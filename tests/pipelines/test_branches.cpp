@@ -7,6 +7,7 @@
 #include "pipelines/context.h"
 #include "pipelines/runner.h"
 #include "support/alloc_fail.h"
+#include "support/asked.h"
 
 namespace
 {
@@ -25,16 +26,6 @@ std::vector<uint8_t> picture_of(const hd_result *result, const std::string &bran
         if (branch == hd_result_picture(result, i)->branch && skip-- == 0) return pixels(result, i);
     FAIL("no picture of branch " << branch);
     return {};
-}
-
-const hd_param no_params[] = {HD_PARAM_END};
-
-hd_processor_class class_named(const char *name)
-{
-    hd_processor_class c = {};
-    c.name = name;
-    c.params = no_params;
-    return c;
 }
 
 } // namespace
